@@ -1,0 +1,248 @@
+"""The one call everything passes through: `agent.act(obs)`.
+
+A trained policy, a policy on another machine, a person at a device, a scripted expert, a replayed episode: each is an
+`Agent`. Single observations are `{"images": {camera: uint8 (H, W, 3)}, "state": float32 (S,), "instruction": str}`;
+vector observations carry a leading N on every array and a sequence of N instructions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ActionError, ConfigError, ObservationError
+
+if TYPE_CHECKING:
+    from vla_agents.chunking import Chunker
+    from vla_agents.policies.policy import Policy
+    from vla_agents.transforms import Transform
+
+Observation = dict[str, Any]
+
+
+class Agent:
+    """Anything that turns observations into actions. Subclasses write `act`, and `reset` where they keep state."""
+
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
+        """Forget what belongs to the last episode.
+
+        Args:
+            mask: For a vector env, bool (N,): the slots that start a new episode. None means all.
+            seed: Seeds the agent's own randomness.
+        """
+
+    def act(self, obs: Observation) -> np.ndarray:
+        """The action for one observation, float32 (D,), or for N of them, (N, D), in the env's own units."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release devices, files, sockets."""
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class RandomAgent(Agent):
+    """Uniformly random actions from the embodiment's action space."""
+
+    def __init__(self, embodiment: Embodiment, seed: int = 0) -> None:
+        self._space = embodiment.action_space()
+        self._space.seed(seed)
+
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
+        """Reseed where a seed is given."""
+        if seed is not None:
+            self._space.seed(seed)
+
+    def act(self, obs: Observation) -> np.ndarray:
+        """One random action per observation."""
+        count = batch_size(obs)
+        if count is None:
+            return self._space.sample()
+        return np.stack([self._space.sample() for _ in range(count)])
+
+
+class ExpertAgent(Agent):
+    """The scripted expert of an env, as an Agent: it asks the env's own `expert_action()`, which may look behind the scenes.
+
+    Args:
+        env: An env whose base class has `expert_action() -> float32 (D,)`, or a vector env of such.
+    """
+
+    def __init__(self, env: Any) -> None:
+        self._env = env
+        self._vector = hasattr(env, "num_envs")
+        if not self._vector and not hasattr(env.unwrapped, "expert_action"):
+            raise ConfigError(f"{env} has no scripted expert", "give the env class a method expert_action()")
+
+    def act(self, obs: Observation) -> np.ndarray:
+        """The expert's action for the state the env is in (the observation itself is not looked at)."""
+        if self._vector:
+            return np.stack(self._env.call("expert_action")).astype(np.float32)
+        return np.asarray(self._env.unwrapped.expert_action(), np.float32)
+
+
+class PolicyAgent(Agent):
+    """A policy in a control loop: checks, transforms, plans a chunk where one is needed, and hands out one action.
+
+    Every slot of a vector env has its own chunk state, so episodes may start and end at different times; only the
+    slots that need a plan are put through the policy, in one batch.
+
+    Args:
+        policy: The policy; its embodiment is what it was trained on.
+        chunker: How chunks become actions; None takes the policy's own default.
+        transforms: From the env's observations to the policy's, in order.
+        embodiment: The env's embodiment where transforms stand between; None: the policy's own.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        chunker: Chunker | None = None,
+        transforms: tuple[Transform, ...] = (),
+        embodiment: Embodiment | None = None,
+    ) -> None:
+        from vla_agents.chunking import RecedingHorizon
+        from vla_agents.transforms import Compose
+
+        self.policy = policy.eval()
+        self.embodiment = embodiment or policy.embodiment
+        self.transform = Compose(transforms)
+        policy.embodiment.require(
+            self.transform.embodiment(self.embodiment), ours="policy", theirs="env after transforms"
+        )
+        self.chunker: Chunker = chunker or RecedingHorizon(policy.default_execute)
+        self._last_instructions: list[str] = []
+
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
+        """Drop the chunks of the slots that start anew (all where `mask` is None)."""
+        if mask is None:
+            self.chunker.reset(None)
+            self._last_instructions = []
+        else:
+            for slot in np.flatnonzero(np.asarray(mask, bool)):
+                self.chunker.reset(int(slot))
+        if seed is not None:
+            self.policy.seed(seed)
+
+    def act(self, obs: Observation) -> np.ndarray:
+        """float32 (D,), or (N, D) for N observations. An instruction that changes drops that slot's chunk."""
+        count = batch_size(obs)
+        items = [obs] if count is None else [take(obs, slot) for slot in range(count)]
+        for slot, item in enumerate(items):
+            check_observation(item, self.embodiment, slot=None if count is None else slot)
+        self._drop_chunks_of_changed_instructions([item["instruction"] for item in items])
+        waiting = [slot for slot in range(len(items)) if self.chunker.needs_plan(slot)]
+        if waiting:
+            chunks = self.policy.plan([self.transform.observation(items[slot]) for slot in waiting])  # (n, H, D)
+            for slot, chunk in zip(waiting, chunks, strict=True):
+                self.chunker.add(slot, self.transform.inverse_action(chunk))
+        actions = np.stack([self.chunker.next(slot) for slot in range(len(items))]).astype(np.float32)
+        if not np.isfinite(actions).all():
+            raise ActionError(
+                f"the policy gave a non-finite action: {actions[~np.isfinite(actions).all(-1)][0].tolist()}",
+                "the weights or the statistics are damaged: check the checkpoint with `vla-agents info`",
+            )
+        return actions[0] if count is None else actions
+
+    def _drop_chunks_of_changed_instructions(self, now: list[str]) -> None:
+        for slot, (old, new) in enumerate(zip(self._last_instructions, now, strict=False)):
+            if old != new:
+                self.chunker.reset(slot)
+        self._last_instructions = now
+
+
+def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
+    """An agent from a checkpoint folder (or a hub id of one).
+
+    Args:
+        path: Checkpoint folder, a run folder (its `best`, else its `last` checkpoint is taken), or a hub id.
+        env: Where given, the env's embodiment is compared with the checkpoint's, and a mismatch refused.
+        **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or `"cosine"`),
+            `transforms`, `chunker`, `embodiment`; see `docs/agents.md`.
+
+    Raises:
+        CheckpointError: Missing, incomplete or damaged.
+        EmbodimentMismatchError: The env senses or does something else than the policy was trained on.
+    """
+    from vla_agents.chunking import make_chunker
+    from vla_agents.policies.checkpoint import load_policy
+
+    known = {"device", "execute", "ensemble", "transforms", "chunker", "embodiment"}
+    for key in overrides:
+        if key not in known:
+            from vla_agents.errors import suggest
+
+            raise ConfigError(f"load_agent has no option {key!r}{suggest(key, known)}", f"known: {sorted(known)}")
+    policy = load_policy(path, device=overrides.get("device"))
+    chunker = overrides.get("chunker") or make_chunker(
+        overrides.get("execute") or policy.default_execute, policy.horizon, overrides.get("ensemble")
+    )
+    agent = PolicyAgent(
+        policy,
+        chunker=chunker,
+        transforms=tuple(overrides.get("transforms", ())),
+        embodiment=overrides.get("embodiment"),
+    )
+    if env is not None:
+        from vla_agents.embodiment import embodiment_of
+
+        agent.embodiment.require(embodiment_of(env), ours=f"checkpoint {path}", theirs="env")
+    return agent
+
+
+# ---- observations ---------------------------------------------------------------------------------------------
+def batch_size(obs: Observation) -> int | None:
+    """N of a vector observation, None of a single one."""
+    instruction = obs.get("instruction")
+    return None if isinstance(instruction, str) or instruction is None else len(instruction)
+
+
+def take(obs: Observation, slot: int) -> Observation:
+    """The observation of one slot of a vector observation (views, no copies)."""
+    return _map(obs, lambda value: value[slot])
+
+
+def _map(obs: Observation, function: Callable[[Any], Any]) -> Observation:
+    return {k: {c: function(v) for c, v in value.items()} if k == "images" else function(value) for k, value in obs.items()}
+
+
+def check_observation(obs: Observation, embodiment: Embodiment, *, slot: int | None = None) -> None:
+    """Raise `ObservationError` naming the field unless a single observation fits the embodiment."""
+    where = "" if slot is None else f" (env {slot})"
+    if not isinstance(obs, dict) or "images" not in obs:
+        raise ObservationError(f"the observation{where} has no 'images'", 'expected {"images": ..., "state": ...}')
+    if not isinstance(obs.get("instruction"), str):
+        raise ObservationError(f"the observation{where} has no instruction string: {obs.get('instruction')!r}")
+    for camera in embodiment.cameras:
+        image = obs["images"].get(camera.name)
+        if image is None:
+            raise ObservationError(
+                f"camera {camera.name!r} is missing{where}; the observation has {sorted(obs['images'])}",
+                "use the transform RenameCameras or SelectCameras where only the names differ",
+            )
+        shape = (camera.height, camera.width, 3)
+        if getattr(image, "shape", None) != shape or image.dtype != np.uint8:
+            raise ObservationError(
+                f"camera {camera.name!r}{where}: got {getattr(image, 'dtype', type(image))} "
+                f"{getattr(image, 'shape', '')}, expected uint8 {shape}",
+                f"make the env with that image size or add the transform ResizeImages({camera.height}, {camera.width})",
+            )
+    if embodiment.state_dim:
+        state = obs.get("state")
+        if state is None or np.shape(state) != (embodiment.state_dim,):
+            raise ObservationError(f"state{where} has shape {np.shape(state)}, expected ({embodiment.state_dim},)")
+        if not np.isfinite(state).all():
+            bad = [n for n, part in embodiment.state_slices().items() if not np.isfinite(state[part]).all()]
+            raise ObservationError(f"state{where} is not finite in {bad}: {np.asarray(state).tolist()}")

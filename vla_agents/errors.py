@@ -1,0 +1,140 @@
+"""Every error this library raises on purpose, in one tree.
+
+Each says what was found, where, and what to do about it; the `remedy` is printed on its own line.
+Catch `VlaAgentsError` to catch them all. Those that are also a `ValueError`, `KeyError`, ... can be caught as such.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+__all__ = [
+    "ActionError",
+    "CheckpointError",
+    "ConfigError",
+    "DatasetError",
+    "DatasetExistsError",
+    "DatasetNotFoundError",
+    "EmbodimentError",
+    "EmbodimentMismatchError",
+    "MissingDependencyError",
+    "ObservationError",
+    "RecordingError",
+    "RenderingError",
+    "TrainingError",
+    "UnknownNameError",
+    "VlaAgentsError",
+    "suggest",
+]
+
+
+class VlaAgentsError(Exception):
+    """Base of all errors raised on purpose.
+
+    Args:
+        problem: What is wrong, naming the thing (file, field, value).
+        remedy: What the user can do about it.
+    """
+
+    def __init__(self, problem: str, remedy: str = "") -> None:
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(problem + (f"\n  -> {remedy}" if remedy else ""))
+
+
+class ConfigError(VlaAgentsError, ValueError):
+    """A configuration value or key that cannot be used."""
+
+
+class EmbodimentError(VlaAgentsError, ValueError):
+    """An embodiment that contradicts itself."""
+
+
+class EmbodimentMismatchError(EmbodimentError):
+    """Two embodiments that must be alike and are not.
+
+    Attributes:
+        differences: One line per difference, naming both sides and the transform that would mend it.
+    """
+
+    def __init__(self, ours: str, theirs: str, differences: list[str]) -> None:
+        self.differences = list(differences)
+        listing = "\n".join(f"  - {line}" for line in differences)
+        super().__init__(f"{ours} does not fit {theirs}:\n{listing}")
+
+
+class ObservationError(VlaAgentsError, ValueError):
+    """An observation outside its space: a camera missing, a wrong size, NaN in the state, ..."""
+
+
+class ActionError(VlaAgentsError, ValueError):
+    """An action that must not reach an env, a dataset or a motor: NaN, infinite, wrong length."""
+
+
+class DatasetError(VlaAgentsError):
+    """A dataset file that is damaged or contradicts itself."""
+
+    def __init__(self, path: str | Path, problem: str, remedy: str = "") -> None:
+        self.path = Path(path)
+        super().__init__(f"{path}: {problem}", remedy)
+
+
+class DatasetNotFoundError(DatasetError, FileNotFoundError):
+    """No dataset there."""
+
+
+class DatasetExistsError(DatasetError, FileExistsError):
+    """A dataset is already there, and would have been overwritten."""
+
+
+class RecordingError(VlaAgentsError, OSError):
+    """Recording could not go on (disk full, folder not writable, ...); what was saved before is intact."""
+
+
+class CheckpointError(VlaAgentsError):
+    """A checkpoint that is missing, incomplete or damaged."""
+
+    def __init__(self, path: str | Path, problem: str, remedy: str = "") -> None:
+        self.path = Path(path)
+        super().__init__(f"{path}: {problem}", remedy)
+
+
+class TrainingError(VlaAgentsError, RuntimeError):
+    """Training cannot go on (a loss that is not finite, no data, ...)."""
+
+
+class RenderingError(VlaAgentsError, RuntimeError):
+    """No renderer could be made; says which packages would help."""
+
+
+class MissingDependencyError(VlaAgentsError, ImportError):
+    """An optional package is needed and not installed."""
+
+    def __init__(self, package: str, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package!r}, which is not installed",
+            f"pip install 'vla-agents[{extra}]'",
+        )
+
+
+class UnknownNameError(VlaAgentsError, KeyError):
+    """A name that is not among the known ones; lists them and suggests the nearest."""
+
+    def __init__(self, kind: str, name: object, known: Iterable[str]) -> None:
+        names = sorted(known)
+        self.name, self.known = name, names
+        super().__init__(
+            f"unknown {kind} {name!r}{suggest(str(name), names)}",
+            f"known: {', '.join(names) if names else '(none)'}",
+        )
+
+    def __str__(self) -> str:  # KeyError would show the repr of the message
+        return str(self.args[0])
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """`". Did you mean 'x'?"`, or an empty string where nothing comes near."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f". Did you mean {near[0]!r}?" if near else ""
