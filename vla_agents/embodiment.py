@@ -277,9 +277,9 @@ _ROTATIONS = {"axis_angle", "quaternion_xyzw", "quaternion_wxyz", "euler_xyz", "
 
 def _mend(a: Part, b: Part) -> str:
     if a.kind.startswith("gripper") and b.kind.startswith("gripper"):
-        return f"transform GripperConvention({a.name!r}, {a.kind!r}, {b.kind!r})"
+        return f"transform GripperConvention({a.name!r}, {a.kind!r}, {b.kind!r}, start=...)"
     if {a.kind, b.kind} <= _ROTATIONS:
-        return f"transform RotationConvention({a.name!r}, {a.kind!r}, {b.kind!r})"
+        return f"transform RotationConvention({a.name!r}, {a.kind!r}, {b.kind!r}, start=...)"
     return "use an env or dataset with the same convention"
 
 
@@ -331,7 +331,7 @@ def _camera_differences(
         if a.orientation != b.orientation:
             lines.append(
                 f"camera {a.name!r}: {our_name} {a.orientation}, {their_name} {b.orientation} "
-                "(mend: transform TurnImagesUpright())"
+                "(mend: transform TurnImages(...))"
             )
     return lines
 

@@ -1,0 +1,67 @@
+"""Gymnasium wrappers that experiments need."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from vla_agents.errors import ConfigError
+
+
+class ActionNoise(gymnasium.Wrapper):
+    """Perturb what is executed while the recorded label stays clean, so that demonstrations cover recoveries.
+
+    (DART: Laskey et al. 2017.) Gaussian noise on the leading `dims` values of the action; drawn from the reset seed, so the
+    episode stays a function of its seed. The perturbed action is in `info["executed"]`.
+
+    Args:
+        env: The env.
+        std: Standard deviation in action units.
+        dims: How many leading values are perturbed (3: the translation of a delta end-effector action).
+        probability: Share of steps that are perturbed.
+    """
+
+    def __init__(self, env: gymnasium.Env, std: float, dims: int = 3, probability: float = 1.0) -> None:
+        super().__init__(env)
+        self.std, self.dims, self.probability = std, dims, probability
+        self._rng = np.random.default_rng()
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset, and reseed the noise where a seed is given."""
+        if seed is not None:
+            self._rng = np.random.default_rng([seed, 0xDA57])
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step with the perturbed action."""
+        executed = np.array(action, np.float32)
+        noise = self._rng.normal(0.0, self.std, self.dims)
+        if self._rng.random() < self.probability:
+            executed[: self.dims] += noise
+        space = self.action_space
+        executed = np.clip(executed, space.low, space.high)  # type: ignore[attr-defined]
+        obs, reward, terminated, truncated, info = self.env.step(executed)
+        return obs, reward, terminated, truncated, info | {"executed": executed}
+
+
+class SwappedInstruction(gymnasium.Wrapper):
+    """The same scene as the seed gives, with another instruction: the control that shows that language is used.
+
+    The env must offer `possible_instructions()` and take `options={"instruction": ...}`. `info["success"]` then judges the
+    new instruction; `info["swapped_from"]` holds the old one.
+    """
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Reset twice: once to learn what the seed would ask, once with another instruction."""
+        if seed is None:  # a seedless second reset would draw another scene
+            raise ConfigError("SwappedInstruction.reset needs a seed", "pass reset(seed=...)")
+        obs, _ = self.env.reset(seed=seed, options=options)
+        old = obs["instruction"]
+        others = [text for text in self.env.unwrapped.possible_instructions() if text != old]  # type: ignore[attr-defined]
+        if not others:
+            raise ConfigError(f"the scene allows no other instruction than {old!r}")
+        new = others[int(np.random.default_rng([seed, 0x5A4B]).integers(len(others)))]
+        obs, info = self.env.reset(seed=seed, options={**(options or {}), "instruction": new})
+        return obs, info | {"swapped_from": old}
