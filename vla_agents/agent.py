@@ -7,12 +7,13 @@ vector observations carry a leading N on every array and a sequence of N instruc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from gymnasium import spaces
 
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ActionError, ConfigError, ObservationError
@@ -28,13 +29,16 @@ Observation = dict[str, Any]
 class Agent:
     """Anything that turns observations into actions. Subclasses write `act`, and `reset` where they keep state."""
 
-    def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Forget what belongs to the last episode.
 
         Args:
             mask: For a vector env, bool (N,): the slots that start a new episode. None means all.
-            seed: Seeds the agent's own randomness.
+            seed: Seeds the agent's own randomness; for a vector env one per slot, of which the masked ones count.
         """
+
+    def idle(self, mask: np.ndarray) -> None:
+        """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset; saves computing them."""
 
     def act(self, obs: Observation) -> np.ndarray:
         """The action for one observation, float32 (D,), or for N of them, (N, D), in the env's own units."""
@@ -53,23 +57,35 @@ class Agent:
 
 
 class RandomAgent(Agent):
-    """Uniformly random actions from the embodiment's action space."""
+    """Uniformly random actions from the embodiment's action space; every slot has its own generator."""
 
     def __init__(self, embodiment: Embodiment, seed: int = 0) -> None:
-        self._space = embodiment.action_space()
-        self._space.seed(seed)
+        self._embodiment = embodiment
+        self._seed = seed
+        self._spaces: dict[int, spaces.Box] = {}
 
-    def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Reseed where a seed is given."""
-        if seed is not None:
-            self._space.seed(seed)
+        if isinstance(seed, Sequence):
+            for slot in range(len(seed)):
+                if mask is None or mask[slot]:
+                    self._space(slot).seed(int(seed[slot]))
+        elif seed is not None:
+            self._seed = seed
+            self._spaces.clear()
 
     def act(self, obs: Observation) -> np.ndarray:
         """One random action per observation."""
         count = batch_size(obs)
         if count is None:
-            return self._space.sample()
-        return np.stack([self._space.sample() for _ in range(count)])
+            return self._space(0).sample()
+        return np.stack([self._space(slot).sample() for slot in range(count)])
+
+    def _space(self, slot: int) -> spaces.Box:
+        if slot not in self._spaces:
+            self._spaces[slot] = self._embodiment.action_space()
+            self._spaces[slot].seed(self._seed + slot)
+        return self._spaces[slot]
 
 
 class ExpertAgent(Agent):
@@ -124,31 +140,44 @@ class PolicyAgent(Agent):
         )
         self.chunker: Chunker = chunker or RecedingHorizon(policy.default_execute)
         self._last_instructions: list[str] = []
+        self._idle: set[int] = set()
 
-    def reset(self, mask: np.ndarray | None = None, *, seed: int | None = None) -> None:
-        """Drop the chunks of the slots that start anew (all where `mask` is None)."""
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
+        """Drop the chunks of the slots that start anew (all where `mask` is None).
+
+        The policy draws for all slots from one generator, so it is reseeded only when every slot starts anew.
+        """
         if mask is None:
             self.chunker.reset(None)
             self._last_instructions = []
+            self._idle.clear()
         else:
             for slot in np.flatnonzero(np.asarray(mask, bool)):
                 self.chunker.reset(int(slot))
-        if seed is not None:
-            self.policy.seed(seed)
+                self._idle.discard(int(slot))
+        if seed is not None and (mask is None or np.all(mask)):
+            self.policy.seed(int(seed[0]) if isinstance(seed, Sequence) else seed)
+
+    def idle(self, mask: np.ndarray) -> None:
+        """Plan nothing for these slots; their action is zero until they are reset."""
+        self._idle = {int(slot) for slot in np.flatnonzero(mask)}
 
     def act(self, obs: Observation) -> np.ndarray:
         """float32 (D,), or (N, D) for N observations. An instruction that changes drops that slot's chunk."""
         count = batch_size(obs)
         items = [obs] if count is None else [take(obs, slot) for slot in range(count)]
-        for slot, item in enumerate(items):
-            check_observation(item, self.embodiment, slot=None if count is None else slot)
+        busy = [slot for slot in range(len(items)) if slot not in self._idle]
+        for slot in busy:
+            check_observation(items[slot], self.embodiment, slot=None if count is None else slot)
         self._drop_chunks_of_changed_instructions([item["instruction"] for item in items])
-        waiting = [slot for slot in range(len(items)) if self.chunker.needs_plan(slot)]
+        waiting = [slot for slot in busy if self.chunker.needs_plan(slot)]
         if waiting:
             chunks = self.policy.plan([self.transform.observation(items[slot]) for slot in waiting])  # (n, H, D)
             for slot, chunk in zip(waiting, chunks, strict=True):
                 self.chunker.add(slot, self.transform.inverse_action(chunk))
-        actions = np.stack([self.chunker.next(slot) for slot in range(len(items))]).astype(np.float32)
+        actions = np.zeros((len(items), self.embodiment.action_dim), np.float32)
+        for slot in busy:
+            actions[slot] = self.chunker.next(slot)
         if not np.isfinite(actions).all():
             raise ActionError(
                 f"the policy gave a non-finite action: {actions[~np.isfinite(actions).all(-1)][0].tolist()}",
@@ -185,9 +214,12 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
             from vla_agents.errors import suggest
 
             raise ConfigError(f"load_agent has no option {key!r}{suggest(key, known)}", f"known: {sorted(known)}")
+    execute, ensemble = overrides.get("execute"), overrides.get("ensemble")
+    if execute is not None and ensemble is not None:
+        raise ConfigError(f"execute={execute} and ensemble={ensemble!r} exclude each other", "an ensemble plans every tick")
     policy = load_policy(path, device=overrides.get("device"))
     chunker = overrides.get("chunker") or make_chunker(
-        overrides.get("execute") or policy.default_execute, policy.horizon, overrides.get("ensemble")
+        policy.default_execute if execute is None else execute, policy.horizon, ensemble
     )
     agent = PolicyAgent(
         policy,

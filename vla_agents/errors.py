@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 __all__ = [
     "ActionError",
@@ -42,6 +43,16 @@ class VlaAgentsError(Exception):
         self.problem = problem
         self.remedy = remedy
         super().__init__(problem + (f"\n  -> {remedy}" if remedy else ""))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # subclasses take other arguments than `args`; workers send errors home
+        return _rebuild, (type(self), self.args, self.__dict__)
+
+
+def _rebuild(cls: type[VlaAgentsError], args: tuple[Any, ...], state: dict[str, Any]) -> VlaAgentsError:
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(state)
+    return error
 
 
 class ConfigError(VlaAgentsError, ValueError):

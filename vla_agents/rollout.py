@@ -9,8 +9,7 @@ with the next seed while the others go on, so an episode depends on its seed alo
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +18,7 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from vla_agents.agent import Agent, Observation, take
-from vla_agents.errors import ConfigError
+from vla_agents.errors import ActionError, ConfigError
 
 
 @dataclass(frozen=True)
@@ -95,52 +94,27 @@ def rollout(
 
     Args:
         env: A single or vector env.
-        agent: Acts.
-        seeds: One per episode; an episode is a function of its seed.
+        agent: Acts. It is reset with the episode's seed, so its own randomness is a function of the seed as well.
+        seeds: One per episode; taken one by one as slots become free, so an iterator may look at what came before.
         listeners: Are told everything, in order.
         max_steps: Cut episodes off after so many steps (beside the env's own limit).
 
     Returns:
         One result per seed, in the order of the seeds.
     """
-    order = [int(seed) for seed in seeds]
+    if max_steps is not None and max_steps < 1:
+        raise ConfigError(f"max_steps is {max_steps}, it must be at least 1")
     slots = _VectorSlots(env) if isinstance(env, VectorEnv) else _SingleSlot(env)
-    queue = deque(enumerate(order))
-    results: dict[int, EpisodeResult] = {}
-    open_episodes: list[_Open | None] = [None] * slots.count
+    run = _Run(slots, agent, iter(seeds), listeners, max_steps)
     try:
-        _start(slots, agent, listeners, queue, open_episodes, np.ones(slots.count, bool))
-        while any(open_episodes):
-            now = time.monotonic()
-            actions = agent.act(slots.observation)
-            before = [slots.single(slot) for slot in range(slots.count)]
-            done = np.zeros(slots.count, bool)
-            for slot, (reward, terminated, truncated, info) in enumerate(slots.step(actions)):
-                episode = open_episodes[slot]
-                done[slot] = terminated or truncated
-                if episode is None:
-                    continue
-                episode.steps += 1
-                episode.reward += reward
-                truncated = truncated or (max_steps is not None and episode.steps >= max_steps)
-                done[slot] = terminated or truncated
-                action = actions if slots.is_single else actions[slot]
-                event = StepEvent(before[slot], np.asarray(action), reward, terminated, truncated, info, now)
-                for listener in listeners:
-                    listener.on_step(slot, event)
-                if done[slot]:
-                    result = episode.finish(terminated, truncated, info)
-                    results[episode.index] = result
-                    open_episodes[slot] = None
-                    for listener in listeners:
-                        listener.on_end(slot, result)
-            if done.any() and (queue or any(open_episodes)):
-                _start(slots, agent, listeners, queue, open_episodes, done)
+        run.fill(np.ones(slots.count, bool))
+        while any(run.open):
+            run.fill(run.tick())
     except BaseException:
         for listener in listeners:
             listener.on_abort()
         raise
-    return [results[index] for index in range(len(order))]
+    return [run.results[index] for index in range(len(run.results))]
 
 
 @dataclass
@@ -170,26 +144,96 @@ class _Open:
         )
 
 
-def _start(
-    slots: _Slots,
-    agent: Agent,
-    listeners: Sequence[Listener],
-    queue: deque[tuple[int, int]],
-    open_episodes: list[_Open | None],
-    mask: np.ndarray,
-) -> None:
-    """Reset the masked slots with the next seeds; slots beyond the queue idle on seed 0, unheard."""
-    mine: dict[int, tuple[int, int]] = {}
-    for slot in np.flatnonzero(mask):
-        if queue:
-            mine[int(slot)] = queue.popleft()
-    infos = slots.reset([mine.get(slot, (0, 0))[1] for slot in range(slots.count)], mask)
-    agent.reset(mask if not slots.is_single else None)
-    for slot, (index, seed) in mine.items():
-        obs = slots.single(slot)
-        open_episodes[slot] = _Open(index, seed, str(obs.get("instruction", "")), time.monotonic())
-        for listener in listeners:
-            listener.on_reset(slot, seed, obs, infos[slot])
+class _Run:
+    """One rollout under way: which episode each slot plays, and what the finished ones came to."""
+
+    def __init__(
+        self,
+        slots: _Slots,
+        agent: Agent,
+        seeds: Iterator[int],
+        listeners: Sequence[Listener],
+        max_steps: int | None,
+    ) -> None:
+        self._slots, self._agent, self._listeners, self._max_steps = slots, agent, listeners, max_steps
+        self._seeds = enumerate(seeds)
+        self.open: list[_Open | None] = [None] * slots.count
+        self.results: dict[int, EpisodeResult] = {}
+
+    def fill(self, free: np.ndarray) -> None:
+        """Start the next episodes in the free slots, bool (N,); slots for which no seed is left idle."""
+        if not free.any():
+            return
+        mine: dict[int, tuple[int, int]] = {}
+        for slot in np.flatnonzero(free):
+            following = next(self._seeds, None)
+            if following is not None:
+                mine[int(slot)] = following[0], int(following[1])
+        if not mine and not any(self.open):
+            return
+        infos = self._slots.reset({slot: seed for slot, (_, seed) in mine.items()}, free)
+        self._reset_agent(mine, free)
+        for slot, (index, seed) in mine.items():
+            obs = self._slots.single(slot)
+            self.open[slot] = _Open(index, seed, str(obs.get("instruction", "")), time.monotonic())
+            for listener in self._listeners:
+                listener.on_reset(slot, seed, obs, infos[slot])
+
+    def _reset_agent(self, mine: dict[int, tuple[int, int]], free: np.ndarray) -> None:
+        if self._slots.is_single:
+            self._agent.reset(seed=mine[0][1])
+        else:
+            self._agent.reset(free, seed=[mine[slot][1] if slot in mine else 0 for slot in range(len(free))])
+            self._agent.idle(np.array([not (slot in mine or self.open[slot]) for slot in range(len(free))]))
+
+    def tick(self) -> np.ndarray:
+        """Act and step once; returns the slots that are free now, bool (N,)."""
+        now = time.monotonic()
+        before = [self._slots.single(slot) for slot in range(self._slots.count)]
+        actions = np.asarray(self._agent.act(self._slots.observation))
+        self._check(actions)
+        free = np.zeros(self._slots.count, bool)
+        for slot, (reward, terminated, truncated, info) in enumerate(self._slots.step(actions)):
+            episode = self.open[slot]
+            free[slot] = terminated or truncated
+            if episode is None:
+                continue
+            episode.steps += 1
+            episode.reward += reward
+            truncated = truncated or (self._max_steps is not None and episode.steps >= self._max_steps)
+            free[slot] = terminated or truncated
+            action = actions if self._slots.is_single else actions[slot]
+            event = StepEvent(before[slot], action, reward, terminated, truncated, info, now)
+            for listener in self._listeners:
+                listener.on_step(slot, event)
+            if free[slot]:
+                self._end(slot, episode.finish(terminated, truncated, info))
+        return free
+
+    def _end(self, slot: int, result: EpisodeResult) -> None:
+        episode = self.open[slot]
+        assert episode is not None
+        self.results[episode.index] = result
+        self.open[slot] = None
+        for listener in self._listeners:
+            listener.on_end(slot, result)
+
+    def _check(self, actions: np.ndarray) -> None:
+        """Refuse actions of another shape, or that are not finite, before they reach an env or a file."""
+        expected = self._slots.action_shape
+        if expected is not None and actions.shape != expected:
+            raise ActionError(
+                f"the agent gave actions of shape {actions.shape}, the env expects {expected}",
+                "is the agent made for this env? a vector env takes one action per slot",
+            )
+        rows = actions if not self._slots.is_single else actions[None]
+        for slot, episode in enumerate(self.open):
+            if episode is not None and not np.isfinite(rows[slot]).all():
+                raise ActionError(
+                    f"the agent gave an action that is not finite in the episode of seed {episode.seed}, "
+                    f"step {episode.steps}: {rows[slot].tolist()}",
+                    "the env was not stepped with it; check the agent (for a policy: its weights and statistics)",
+                )
 
 
 _Tick = tuple[float, bool, bool, dict[str, Any]]
@@ -199,8 +243,9 @@ class _Slots(Protocol):
     count: int
     is_single: bool
     observation: Observation
+    action_shape: tuple[int, ...] | None
 
-    def reset(self, seeds: list[int], mask: np.ndarray) -> list[dict[str, Any]]: ...
+    def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]: ...
     def step(self, actions: np.ndarray) -> list[_Tick]: ...
     def single(self, slot: int) -> Observation: ...
 
@@ -214,8 +259,9 @@ class _SingleSlot:
 
     def __init__(self, env: gymnasium.Env) -> None:
         self._env = env
+        self.action_shape = env.action_space.shape
 
-    def reset(self, seeds: list[int], mask: np.ndarray) -> list[dict[str, Any]]:
+    def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]:
         self.observation, info = self._env.reset(seed=seeds[0])
         return [info]
 
@@ -240,12 +286,34 @@ class _VectorSlots:
                 "make it with autoreset_mode=AutoresetMode.DISABLED, e.g. by vla_agents.envs.make_vec",
             )
         self._envs = envs
+        self._can_idle = bool(getattr(envs, "can_idle", False))
+        self._started = False
         self.count = envs.num_envs
+        self.action_shape = envs.action_space.shape
 
-    def reset(self, seeds: list[int], mask: np.ndarray) -> list[dict[str, Any]]:
-        # A fresh dict each time: Gymnasium pops the mask out of it.
-        self.observation, infos = self._envs.reset(seed=list(seeds), options={"reset_mask": mask.copy()})
+    def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]:
+        """Start an episode in the slots of `seeds`; send the other free slots to sleep.
+
+        A slot whose episode is over may not be stepped again, yet a vector env steps all. Our own (`make_vec`) have slots
+        that can sleep; others play on from an arbitrary seed, unheard. The first reset has to wake all of them.
+        """
+        infos: dict[str, Any] = {}
+        awake = np.array([slot in seeds for slot in range(self.count)])
+        spare = next(iter(seeds.values()), 0)
+        if not self._started or not self._can_idle:
+            awake = free.copy()
+        if awake.any():
+            infos = self._reset([seeds.get(slot, spare) for slot in range(self.count)], awake)
+        asleep = np.array([bool(free[slot]) and slot not in seeds for slot in range(self.count)])
+        if asleep.any() and self._can_idle:
+            self._reset([spare] * self.count, asleep, idle=True)
+        self._started = True
         return [_slot_info(infos, slot) for slot in range(self.count)]
+
+    def _reset(self, seeds: list[int], mask: np.ndarray, **options: Any) -> dict[str, Any]:
+        # A fresh dict each time: Gymnasium pops the mask out of it.
+        self.observation, infos = self._envs.reset(seed=seeds, options={"reset_mask": mask.copy(), **options})
+        return infos
 
     def step(self, actions: np.ndarray) -> list[_Tick]:
         self.observation, rewards, terminated, truncated, infos = self._envs.step(actions)

@@ -65,3 +65,39 @@ class SwappedInstruction(gymnasium.Wrapper):
         new = others[int(np.random.default_rng([seed, 0x5A4B]).integers(len(others)))]
         obs, info = self.env.reset(seed=seed, options={**(options or {}), "instruction": new})
         return obs, info | {"swapped_from": old}
+
+
+class Idle(gymnasium.Wrapper):
+    """A slot of a vector env that can sleep: `reset(options={"idle": True})`, until the next ordinary reset.
+
+    A vector env steps all of its slots, also those for which no episode is left; asleep, a slot hands out its last
+    observation and does not disturb the env behind it.
+    """
+
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        self._asleep = False
+        self._last: Any = None
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Fall asleep, or wake up and reset."""
+        self._asleep = bool(options and options.get("idle"))
+        if self._asleep:
+            if self._last is None:
+                raise ConfigError("a slot must be reset once before it can idle")
+            return self._last, {}
+        self._last, info = self.env.reset(seed=seed, options=options)
+        return self._last, info
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step the env unless asleep."""
+        if self._asleep:
+            return self._last, 0.0, False, False, {}
+        self._last, reward, terminated, truncated, info = self.env.step(action)
+        return self._last, reward, terminated, truncated, info
+
+    def expert_action(self) -> np.ndarray:
+        """The env's own expert, which is not asked while asleep."""
+        if self._asleep:
+            return np.zeros(self.action_space.shape or (), np.float32)
+        return self.env.get_wrapper_attr("expert_action")()

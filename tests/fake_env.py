@@ -1,0 +1,94 @@
+"""A small env for tests: a point that flies to the red or the blue target. No simulator, microseconds per step.
+
+The seed decides where everything is and how far there is to go, so episodes end at different times.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+
+from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.errors import UnknownNameError
+
+TASKS = ("red", "blue")
+
+
+def make_embodiment(size: int = 16) -> Embodiment:
+    """Two cameras, a position as state, a translation and a gripper as action."""
+    return Embodiment(
+        name="fake",
+        action=(
+            Part("move", 3, "delta_xyz", -1.0, 1.0, "0.1 m"),
+            Part("gripper", 1, "gripper_close_pm1", -1.0, 1.0),
+        ),
+        state=(Part("position", 3, "xyz", -2.0, 2.0, "m"),),
+        cameras=(Camera("front", size, size), Camera("wrist", size, size)),
+        control_hz=10.0,
+    )
+
+
+class FakeEnv(gymnasium.Env):
+    """Fly to the named target; going to the other one ends the episode as a failure."""
+
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, task: str = "any", image_size: int = 16, max_steps: int = 40, fail_every: int = 0) -> None:
+        if task not in (*TASKS, "any"):
+            raise UnknownNameError("task", task, (*TASKS, "any"))
+        self.embodiment = make_embodiment(image_size)
+        self.observation_space = self.embodiment.observation_space()
+        self.action_space = self.embodiment.action_space()
+        self._wanted, self._max_steps, self._fail_every = task, max_steps, fail_every
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self._seed = seed or 0
+        drawn = TASKS[int(self.np_random.integers(2))]
+        self._task = drawn if self._wanted == "any" else self._wanted
+        targets = self.np_random.uniform(0.2, 1.0, (2, 3)) * np.array([[1.0], [-1.0]])
+        self._targets = dict(zip(TASKS, targets, strict=True))
+        self._position = np.zeros(3)
+        self._steps = 0
+        wanted = (options or {}).get("instruction")
+        if wanted is not None:
+            self._task = wanted.split()[-2]
+        return self._observe(), {"task": self._task, "renderer": "none"}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert np.shape(action) == (4,) and np.isfinite(action).all()
+        self._position = np.clip(self._position + 0.1 * np.clip(np.asarray(action[:3], float), -1, 1), -2, 2)
+        self._steps += 1
+        near = {name: bool(np.linalg.norm(self._position - at) < 0.05) for name, at in self._targets.items()}
+        success, wrong = near[self._task], any(near[name] for name in TASKS if name != self._task)
+        if self._fail_every and self._seed % self._fail_every == 0:
+            success = False
+        info = {"task": self._task, "success": success, "wrong": wrong, "renderer": "none"}
+        truncated = self._steps >= self._max_steps
+        return self._observe(), float(success), success or wrong, truncated, info
+
+    def expert_action(self) -> np.ndarray:
+        away = (self._targets[self._task] - self._position) / 0.1
+        return np.array([*np.clip(away, -1, 1), -1.0], np.float32)
+
+    def possible_instructions(self) -> list[str]:
+        return [f"fly to the {name} target" for name in TASKS]
+
+    def _observe(self) -> dict[str, Any]:
+        size = self.embodiment.cameras[0].height
+        image = np.zeros((size, size, 3), np.uint8)
+        for channel, at in ((0, self._targets["red"]), (2, self._targets["blue"]), (1, self._position)):
+            row, column = (np.clip((at[:2] + 2) / 4, 0, 0.999) * size).astype(int)
+            image[row, column, channel] = 255
+        return {
+            "images": {"front": image, "wrist": image[::-1].copy()},
+            "state": self._position.astype(np.float32),
+            "instruction": f"fly to the {self._task} target",
+        }
+
+
+ENV_ID = "fake_env:vla_agents_tests/Fake-v0"  # importing this module registers it, in worker processes too
+if "vla_agents_tests/Fake-v0" not in gymnasium.registry:
+    gymnasium.register("vla_agents_tests/Fake-v0", entry_point=FakeEnv)
