@@ -11,8 +11,8 @@ import numpy as np
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.envs import rendering
 from vla_agents.envs.tabletop import expert
-from vla_agents.envs.tabletop.scene import CAMERAS, DIFFICULTIES, DISTRACTOR_KINDS, sample_layout
-from vla_agents.envs.tabletop.tasks import FAMILIES, Goal
+from vla_agents.envs.tabletop.scene import CAMERAS, DIFFICULTIES, DISTRACTOR_KINDS, Layout, sample_layout
+from vla_agents.envs.tabletop.tasks import FAMILIES, Family, Goal
 from vla_agents.envs.tabletop.world import World
 from vla_agents.errors import ActionError, ConfigError, UnknownNameError
 
@@ -56,7 +56,7 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         render_mode: `"rgb_array"` for `render()`, a 480 x 480 picture for people.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 20}  # noqa: RUF012
 
     def __init__(
         self,
@@ -75,6 +75,11 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         self._families = _families(task)
         self._difficulty = DIFFICULTIES[_known("difficulty", difficulty, DIFFICULTIES)]
         self._split = _known("split", split, SPLITS)
+        if self._split == "heldout" and not all(FAMILIES[name].heldout for name in self._families):
+            able = ", ".join(name for name, family in FAMILIES.items() if family.heldout)
+            raise ConfigError(
+                f"split 'heldout' with task {task!r}: a family names one thing only", f"use {able}"
+            )
         self._distractors = _count("distractors", distractors, 0, len(DISTRACTOR_KINDS))
         self._max_steps = _count("max_steps", max_steps, 1, 1_000_000)
         self._paraphrase = bool(paraphrase)
@@ -126,8 +131,7 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         scene, choice, wording = (np.random.default_rng((episode, stream)) for stream in range(3))
         drawn = self._families[int(choice.integers(len(self._families)))]
         family = FAMILIES[_known("task", options.get("task", drawn), self._families)]
-        layout = sample_layout(scene, self._difficulty, pads=family.pads, distractors=self._distractors)
-        goals = family.goals(layout)
+        layout, goals = self._scene(scene, family)
         self._goal = goals[int(choice.integers(len(goals)))]
         self._world.reset(layout)
         phrase = int(wording.integers(len(family.wordings))) if self._paraphrase else 0
@@ -185,6 +189,14 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         if self._goal is None:
             raise ConfigError("the episode has not been started", "call env.reset() first")
         return self._goal
+
+    def _scene(self, rng: np.random.Generator, family: Family) -> tuple[Layout, list[Goal]]:
+        """A layout in which the split has a goal, and at least two blocks can be named."""
+        while True:
+            layout = sample_layout(rng, self._difficulty, pads=family.pads, distractors=self._distractors)
+            goals = family.goals(layout, self._split)
+            if goals and len({goal.block for goal in family.goals(layout)}) > 1:
+                return layout, goals
 
     def _possible(self) -> list[Goal]:
         return FAMILIES[self._started().family].goals(self._world.layout)

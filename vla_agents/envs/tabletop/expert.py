@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vla_agents.envs.tabletop.scene import BLOCK_HALF, FINGER_OPEN
-from vla_agents.envs.tabletop.tasks import Goal
+from vla_agents.envs.tabletop.tasks import DIRECTIONS, TURNS, Goal
 from vla_agents.envs.tabletop.world import STEP_ROTATION, STEP_XYZ
 
 if TYPE_CHECKING:
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 REACH = 0.8  # largest component of a motion, so that noise on top of it stays within the box
 GRASP_HEIGHT = 0.014  # of the finger tips when a block on the table is gripped
+PUSH_HEIGHT = 0.02
+CARRY = 0.10  # of the finger tips when a block is carried over others
 CLEARANCE = 0.075  # of the finger tips when crossing over blocks
 OPEN, CLOSE = -1.0, 1.0
 
@@ -32,12 +34,49 @@ def expert_action(world: World, goal: Goal) -> np.ndarray:
 def lift(world: World, goal: Goal) -> np.ndarray:
     """Grip the block and raise it."""
     if holding(world, goal.block):
-        here = world.eef_position
-        return move(world, np.array([here[0], here[1], 0.15]), world.eef_rotation[0], CLOSE)
+        return move(world, np.array([*world.eef_position[:2], 0.15]), world.eef_rotation[0], CLOSE)
     return grip(world, goal.block)
 
 
-_PLANS = {"lift": lift}
+def reach(world: World, goal: Goal) -> np.ndarray:
+    """Lower the closed fingers onto the block."""
+    target = world.position(goal.block)
+    return lower(world, target[:2], target[2] + BLOCK_HALF - 0.01, 0.0, CLOSE)
+
+
+def push(world: World, goal: Goal) -> np.ndarray:
+    """Lower the closed fingers behind the block, then drive them through its centre."""
+    direction = DIRECTIONS[goal.where]
+    block, here = world.position(goal.block)[:2], world.eef_position
+    offset = here[:2] - block
+    behind = -float(offset @ direction)
+    aside = offset + behind * direction  # (2,), from the line through the block's centre
+    in_line = float(np.linalg.norm(aside)) < 0.012 and 0.03 < behind < 0.10
+    if in_line and here[2] < PUSH_HEIGHT + 0.015 and world.fingers.max() < 0.015:
+        ahead = here[:2] - aside + 0.035 * direction
+        return move(world, np.array([*ahead, PUSH_HEIGHT]), 0.0, CLOSE)
+    return lower(world, block - 0.06 * direction, PUSH_HEIGHT, 0.0, CLOSE)
+
+
+def place(world: World, goal: Goal) -> np.ndarray:
+    """Grip the block, carry it over the pad, set it down."""
+    return deliver(world, goal.block, np.array(world.layout.pads[goal.where]), 0.0)
+
+
+def stack(world: World, goal: Goal) -> np.ndarray:
+    """Grip the block, carry it over the other one, set it down."""
+    return deliver(world, goal.block, world.position(goal.where)[:2], 2 * BLOCK_HALF)
+
+
+def turn(world: World, goal: Goal) -> np.ndarray:
+    """Grip the block and turn the hand."""
+    if holding(world, goal.block):
+        yaw = world.eef_rotation[0] + TURNS[goal.where]
+        return move(world, world.eef_position, yaw, CLOSE)
+    return grip(world, goal.block)
+
+
+_PLANS = {"lift": lift, "reach": reach, "push": push, "place": place, "stack": stack, "turn": turn}
 
 
 # ---- building blocks ------------------------------------------------------------------------------------------
@@ -55,6 +94,25 @@ def move(world: World, position: np.ndarray, yaw: float, gripper: float) -> np.n
     return action
 
 
+def lower(
+    world: World, spot: np.ndarray, low: float, yaw: float, gripper: float, *, unready: float = 0.0
+) -> np.ndarray:
+    """Come down on a spot (2,) as through a funnel: the further to the side, the higher, so nothing is run over.
+
+    Args:
+        spot: x and y, m.
+        low: Height at the bottom of the funnel, m.
+        yaw: Of the hand, rad.
+        gripper: `OPEN` or `CLOSE`; the fingers stay up until they have followed.
+        unready: What else keeps the hand up; 1 keeps it at the funnel's rim.
+    """
+    here, fingers = world.eef_position, world.fingers
+    aside = max(float(np.linalg.norm(spot - here[:2])) - 0.010, 0.0) / 0.020
+    followed = fingers.min() > FINGER_OPEN - 0.008 if gripper == OPEN else fingers.max() < 0.015
+    up = min(aside + unready + (0.0 if followed else 1.0), 1.0)
+    return move(world, np.array([*spot, low + up * max(CLEARANCE - low, 0.0)]), yaw, gripper)
+
+
 def grip(world: World, block: str) -> np.ndarray:
     """Bring the open gripper over the block, go down around it, close."""
     target, here = world.position(block), world.eef_position
@@ -62,13 +120,26 @@ def grip(world: World, block: str) -> np.ndarray:
     near = float(np.linalg.norm(target[:2] - here[:2]))
     turned = abs(yaw - world.eef_rotation[0])
     low = target[2] - BLOCK_HALF + GRASP_HEIGHT
-    wide = world.fingers.min() > FINGER_OPEN - 0.008
     if near < 0.016 and here[2] < low + 0.015 and turned < 0.2:
         return move(world, np.array([*target[:2], low]), yaw, CLOSE)
-    # A funnel: the further to the side (or the less turned or open), the higher.
-    aside = max(near - 0.010, 0.0) / 0.020 + max(turned - 0.10, 0.0) / 0.15 + (0.0 if wide else 1.0)
-    height = low + min(aside, 1.0) * (CLEARANCE - GRASP_HEIGHT)
-    return move(world, np.array([*target[:2], height]), yaw, OPEN)
+    return lower(world, target[:2], low, yaw, OPEN, unready=max(turned - 0.10, 0.0) / 0.15)
+
+
+def deliver(world: World, block: str, spot: np.ndarray, height: float) -> np.ndarray:
+    """Grip the block and set it down on a spot (2,) that is `height` above the table."""
+    if not holding(world, block):
+        return grip(world, block)
+    here, yaw = world.eef_position, float(world.eef_rotation[0])
+    spot = spot + here[:2] - world.position(block)[:2]  # the block may sit off the middle of the fingers
+    low = height + here[2] - world.position(block)[2] + BLOCK_HALF
+    far = float(np.linalg.norm(spot - here[:2]))
+    if far < 0.012 and here[2] < low + 0.006:
+        return move(world, np.array([*spot, low]), yaw, OPEN)
+    if far < 0.03:
+        return move(world, np.array([*spot, low + 0.03 * max(far - 0.010, 0.0) / 0.020]), yaw, CLOSE)
+    # Sideways only as far as the block is up already.
+    free = float(np.clip((here[2] - CARRY + 0.04) / 0.03, 0.0, 1.0))
+    return move(world, np.array([*(here[:2] + free * (spot - here[:2])), CARRY + 0.01]), yaw, CLOSE)
 
 
 def holding(world: World, block: str) -> bool:

@@ -45,6 +45,7 @@ class World:
         self._extra_slots = tuple(f"extra{i}" for i in range(distractors))
         loose = (*self._block_slots, *self._extra_slots)
         self._qpos = {n: int(self.model.joint(n).qposadr[0]) for n in loose}
+        self._qvel = {n: int(self.model.joint(n).dofadr[0]) for n in loose}
         self._body = {n: self.model.body(n).id for n in loose}
         self._geom = {n: self.model.geom(n).id for n in (*loose, "left", "right", "palm")}
         self.layout = Layout({})
@@ -159,6 +160,22 @@ class World:
     def raised(self, name: str) -> float:
         """How far an object is above the height at which it lies on the table, m."""
         return float(self.position(name)[2]) - (BLOCK_HALF if name in self.layout.blocks else 0.022)
+
+    def start(self, name: str) -> np.ndarray:
+        """Where an object was when the episode began, float64 (2,), m."""
+        if name in self.layout.blocks:
+            return np.array(self.layout.blocks[name][:2])
+        return np.array(self.layout.distractors[self._extra_slots.index(name)][1:])
+
+    def turned(self, block: str) -> float:
+        """How far a block has turned about the vertical since the episode began, rad, within half a turn."""
+        angle = self.yaw(block) - self.layout.blocks[block][2]
+        return float((angle + np.pi) % (2 * np.pi) - np.pi)
+
+    def speed(self, name: str) -> float:
+        """How fast an object moves, m/s."""
+        start = self._qvel[self._slot[name]]
+        return float(np.linalg.norm(self.data.qvel[start : start + 3]))
 
     def touched(self, *, parts: Sequence[str] = ("left", "right", "palm")) -> set[str]:
         """Names of the objects that the given parts of the gripper are in contact with."""
