@@ -1,1 +1,55 @@
-"""TODO"""
+"""Episodes on disk: writers and readers for LeRobot v3.0 and HDF5, and windows of them for training.
+
+Names are loaded on first use, so that importing this package costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vla_agents.data.episode import Episode, EpisodeReader, EpisodeWriter, Step
+    from vla_agents.data.hdf5 import Hdf5Reader, Hdf5Writer
+    from vla_agents.data.lerobot_reader import LeRobotReader
+    from vla_agents.data.lerobot_writer import LeRobotWriter
+    from vla_agents.data.open import create_dataset, open_dataset
+    from vla_agents.data.windows import WindowDataset
+
+_HOME = {
+    "Episode": "episode",
+    "EpisodeReader": "episode",
+    "EpisodeWriter": "episode",
+    "Hdf5Reader": "hdf5",
+    "Hdf5Writer": "hdf5",
+    "LeRobotReader": "lerobot_reader",
+    "LeRobotWriter": "lerobot_writer",
+    "Step": "episode",
+    "WindowDataset": "windows",
+    "create_dataset": "open",
+    "open_dataset": "open",
+}
+
+__all__ = [
+    "Episode",
+    "EpisodeReader",
+    "EpisodeWriter",
+    "Hdf5Reader",
+    "Hdf5Writer",
+    "LeRobotReader",
+    "LeRobotWriter",
+    "Step",
+    "WindowDataset",
+    "create_dataset",
+    "open_dataset",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -129,12 +129,16 @@ class Episode:
             step.check(embodiment)
         executed = None
         if any(step.executed is not None for step in steps):
-            executed = np.stack([s.action if s.executed is None else s.executed for s in steps]).astype(np.float32)
+            executed = np.stack([s.action if s.executed is None else s.executed for s in steps]).astype(
+                np.float32
+            )
         return cls(
             embodiment=embodiment,
             instruction=instruction,
             images={c: np.stack([s.images[c] for s in steps]) for c in embodiment.camera_names},
-            state=np.stack([np.asarray(s.state) for s in steps]).astype(np.float32) if embodiment.state else None,
+            state=np.stack([np.asarray(s.state) for s in steps]).astype(np.float32)
+            if embodiment.state
+            else None,
             action=np.stack([s.action for s in steps]).astype(np.float32),
             reward=np.array([s.reward for s in steps], np.float32),
             terminated=np.array([s.terminated for s in steps], bool),
@@ -192,7 +196,9 @@ class EpisodeReader(Protocol):
         """The instruction of each episode, without reading them."""
 
 
-def _check_vector(value: np.ndarray | None, size: int, what: str, error: type[ObservationError | ActionError]) -> None:
+def _check_vector(
+    value: np.ndarray | None, size: int, what: str, error: type[ObservationError | ActionError]
+) -> None:
     if value is None:
         raise error(f"{what} is missing, expected {size} values")
     array = np.asarray(value)
@@ -200,4 +206,6 @@ def _check_vector(value: np.ndarray | None, size: int, what: str, error: type[Ob
         raise error(f"{what} has shape {array.shape}, expected ({size},)")
     if not np.isfinite(array).all():
         bad = np.flatnonzero(~np.isfinite(array)).tolist()
-        raise error(f"{what} is not finite at index {bad}: {array.tolist()}", "find the sensor or model that made it")
+        raise error(
+            f"{what} is not finite at index {bad}: {array.tolist()}", "find the sensor or model that made it"
+        )

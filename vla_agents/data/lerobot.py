@@ -1,0 +1,342 @@
+"""The layout of a LeRobot v3.0 dataset: names of files and features, `meta/info.json`, tasks.
+
+Facts of the format: `docs/data.md`. Ours is a plain v3.0 dataset with some more features and `meta/embodiment.json`,
+which LeRobot ignores.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.errors import ConfigError, DatasetError, DatasetNotFoundError, EmbodimentError
+
+VERSION = "v3.0"
+INFO = "meta/info.json"
+STATS = "meta/stats.json"
+TASKS = "meta/tasks.parquet"
+EMBODIMENT = "meta/embodiment.json"
+EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+CHUNK = 1000  # files per folder
+IMAGES = "observation.images."
+STATE = "observation.state"
+ACTION = "action"
+# Not "action.executed": LeRobot takes every feature whose name starts with "action" for something to be predicted.
+EXECUTED = "executed_action"
+SUCCESS = "vla_agents/success"  # columns of ours in meta/episodes
+METADATA = "vla_agents/metadata"
+HAS_EXECUTED = "vla_agents/has_executed"
+
+# Scalar columns: name -> numpy dtype. The second group is what LeRobot adds to every dataset.
+OUR_SCALARS = {
+    "next.reward": "float32",
+    "next.done": "bool",
+    "next.success": "bool",
+    "next.truncated": "bool",
+    "next.terminated": "bool",
+    "intervention": "bool",
+    "capture_time": "float64",
+}
+DEFAULT_SCALARS = {
+    "timestamp": "float32",
+    "frame_index": "int64",
+    "episode_index": "int64",
+    "index": "int64",
+    "task_index": "int64",
+}
+SCALARS = OUR_SCALARS | DEFAULT_SCALARS
+
+
+@dataclass(frozen=True)
+class Info:
+    """`meta/info.json`, checked.
+
+    Args:
+        path: The dataset's folder.
+        raw: The file's content.
+    """
+
+    path: Path
+    raw: dict[str, Any]
+
+    @classmethod
+    def load(cls, path: Path) -> Info:
+        """Read and check the file of the dataset at `path`."""
+        file = path / INFO
+        try:
+            raw = json.loads(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise DatasetNotFoundError(
+                path,
+                f"no LeRobot dataset there: {INFO} is missing",
+                "give the folder that holds meta/ and data/",
+            ) from None
+        except (ValueError, OSError) as error:
+            raise DatasetError(file, f"cannot be read as JSON ({error})", "copy the dataset again") from error
+        if not isinstance(raw, dict):
+            raise DatasetError(file, "is not a JSON object", "copy the dataset again")
+        info = cls(path, raw)
+        info._check()
+        return info
+
+    @property
+    def fps(self) -> float:
+        """Nominal frames per second."""
+        return self.raw["fps"]
+
+    @property
+    def total_episodes(self) -> int:
+        """Number of episodes that exist."""
+        return self.raw["total_episodes"]
+
+    @property
+    def total_frames(self) -> int:
+        """Number of steps of all episodes."""
+        return self.raw["total_frames"]
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        """Feature name -> dtype, shape, names."""
+        return self.raw["features"]
+
+    @cached_property
+    def cameras(self) -> dict[str, str]:
+        """Camera name -> its feature, colour cameras only."""
+        found = {}
+        for key, feature in self.features.items():
+            if feature["dtype"] in ("video", "image") and not (feature.get("info") or {}).get(
+                "is_depth_map", False
+            ):
+                if image_shape(feature)[2] == 3:
+                    found[key.removeprefix(IMAGES).removeprefix("observation.")] = key
+        return found
+
+    def _check(self) -> None:
+        file = self.path / INFO
+        version = self.raw.get("codebase_version")
+        if version in ("v2.0", "v2.1"):
+            raise DatasetError(
+                file,
+                f"codebase_version is {version!r}; this version of vla_agents reads v3.0 only",
+                "convert it with LeRobot's `python -m lerobot.datasets.v30.convert_dataset_v21_to_v30` (v2.1), "
+                "or wait for the version that reads v2.0 and v2.1",
+            )
+        if version != VERSION:
+            raise DatasetError(
+                file, f"codebase_version is {version!r}, known: 'v3.0'", "convert it with LeRobot"
+            )
+        for key, kind in (
+            ("fps", int | float),
+            ("total_episodes", int),
+            ("total_frames", int),
+            ("features", dict),
+        ):
+            value = self.raw.get(key)
+            if not isinstance(value, kind) or isinstance(value, bool) or (kind is not dict and value < 0):
+                raise DatasetError(file, f"field {key!r} is {value!r}", "copy the dataset again")
+        if not self.raw["fps"] > 0:
+            raise DatasetError(file, f"field 'fps' is {self.raw['fps']!r}", "copy the dataset again")
+        for key, feature in self.features.items():
+            good = isinstance(feature, dict) and isinstance(feature.get("dtype"), str)
+            good = good and isinstance(feature.get("shape"), list | tuple)
+            if not good or not all(isinstance(n, int) and n > 0 for n in feature["shape"]):
+                raise DatasetError(file, f"feature {key!r} has no valid dtype and shape: {feature!r}")
+            if feature["dtype"] in ("video", "image"):
+                if not _NAME.fullmatch(key):
+                    raise DatasetError(
+                        file, f"feature name {key!r} cannot be part of a path", "rename the camera"
+                    )
+                if len(feature["shape"]) != 3:
+                    raise DatasetError(
+                        file, f"feature {key!r} has shape {feature['shape']}, expected three sizes"
+                    )
+
+    def data_file(self, chunk: int, file: int) -> Path:
+        """Path of a data file."""
+        return self._resolve("data_path", DATA, chunk_index=chunk, file_index=file)
+
+    def video_file(self, key: str, chunk: int, file: int) -> Path:
+        """Path of a video file."""
+        return self._resolve("video_path", VIDEO, video_key=key, chunk_index=chunk, file_index=file)
+
+    def _resolve(self, field: str, default: str, **values: Any) -> Path:
+        template = self.raw.get(field) or default
+        where = self.path / INFO
+        try:
+            names = {name for _, name, _, _ in string.Formatter().parse(template) if name is not None}
+            if not names <= set(values):
+                raise KeyError(str(names - set(values)))
+            relative = template.format(**values)
+        except (KeyError, ValueError, AttributeError, TypeError) as error:
+            raise DatasetError(
+                where, f"field {field!r} is not a path template: {template!r} ({error})"
+            ) from error
+        found = self.path / relative
+        if not found.resolve().is_relative_to(self.path.resolve()):
+            raise DatasetError(
+                where,
+                f"field {field!r} = {template!r} leads out of the dataset",
+                "do not open it: it was tampered with",
+            )
+        return found
+
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+
+def image_shape(feature: dict[str, Any]) -> tuple[int, int, int]:
+    """`(height, width, channels)` of a camera's feature, whichever order it is written in."""
+    shape, names = feature["shape"], feature.get("names") or ()
+    if names and str(names[0]).startswith("channel"):
+        shape = (shape[1], shape[2], shape[0])
+    return int(shape[0]), int(shape[1]), int(shape[2])
+
+
+# ---- from an embodiment to features and back ---------------------------------------------------------------
+def make_features(embodiment: Embodiment, video_info: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The `features` of info.json; `video_info` is camera name -> LeRobot's `info` entry."""
+    features: dict[str, dict[str, Any]] = {}
+    for camera in embodiment.cameras:
+        if not _NAME.fullmatch(camera.name):
+            raise ConfigError(
+                f"camera {camera.name!r} cannot be part of a file name",
+                "use letters, digits, '_', '-' and '.'",
+            )
+        features[IMAGES + camera.name] = {
+            "dtype": "video",
+            "shape": [camera.height, camera.width, 3],
+            "names": ["height", "width", "channels"],
+            "info": video_info[camera.name],
+        }
+    if embodiment.state:
+        features[STATE] = _vector(embodiment.state)
+    features[ACTION] = _vector(embodiment.action)
+    features[EXECUTED] = _vector(embodiment.action)
+    for name, dtype in SCALARS.items():
+        features[name] = {"dtype": dtype, "shape": [1], "names": None}
+    return features
+
+
+def _vector(parts: tuple[Part, ...]) -> dict[str, Any]:
+    names = [p.name if p.size == 1 else f"{p.name}.{k}" for p in parts for k in range(p.size)]
+    return {"dtype": "float32", "shape": [len(names)], "names": names}
+
+
+def derive_embodiment(info: Info) -> Embodiment:
+    """What can be known of a dataset that carries no embodiment: sizes and names, but no conventions."""
+    cameras = []
+    for name, key in info.cameras.items():
+        height, width, _ = image_shape(info.features[key])
+        cameras.append(Camera(name, height, width))
+    state = _derive_parts(info, STATE, "state") if STATE in info.features else ()
+    if ACTION not in info.features:
+        raise DatasetError(info.path / INFO, "has no feature 'action'", f"it has {sorted(info.features)}")
+    return Embodiment(
+        name=str(info.raw.get("robot_type") or "unknown"),
+        action=_derive_parts(info, ACTION, "action"),
+        state=state,
+        cameras=tuple(cameras),
+        control_hz=float(info.fps),
+    )
+
+
+def _derive_parts(info: Info, key: str, name: str) -> tuple[Part, ...]:
+    feature = info.features[key]
+    if len(feature["shape"]) != 1:
+        raise DatasetError(
+            info.path / INFO,
+            f"feature {key!r} has shape {feature['shape']}, expected one dimension",
+            "flatten it",
+        )
+    size, names = feature["shape"][0], feature.get("names")
+    if isinstance(names, dict):
+        names = next((value for value in names.values() if isinstance(value, list)), None)
+    if isinstance(names, list) and len(names) == size and len({str(n) for n in names}) == size:
+        return tuple(Part(str(n), 1, "other") for n in names)
+    return (Part(name, size, "other"),)
+
+
+def load_embodiment(info: Info) -> Embodiment:
+    """The dataset's embodiment: stored where we wrote it, else derived; checked against the features."""
+    file = info.path / EMBODIMENT
+    if not file.exists():
+        return derive_embodiment(info)
+    try:
+        found = Embodiment.load(file)
+    except EmbodimentError as error:
+        raise DatasetError(file, str(error.problem), "copy the dataset again") from error
+    plain = derive_embodiment(info)
+    for what, ours, theirs in (
+        ("action values", found.action_dim, plain.action_dim),
+        ("state values", found.state_dim, plain.state_dim),
+        (
+            "cameras",
+            sorted((c.name, c.height, c.width) for c in found.cameras),
+            sorted((c.name, c.height, c.width) for c in plain.cameras),
+        ),
+    ):
+        if ours != theirs:
+            raise DatasetError(
+                file, f"{what}: {ours} here, {theirs} in {INFO}", "one of the two files is of another dataset"
+            )
+    return found
+
+
+# ---- tasks ------------------------------------------------------------------------------------------------
+def tasks_table(tasks: list[str]) -> pa.Table:
+    """`meta/tasks.parquet`: a pandas frame whose index, named `task`, is the instruction."""
+    columns = [
+        {"name": "task_index", "field_name": "task_index", "pandas_type": "int64", "numpy_type": "int64"},
+        {"name": "task", "field_name": "task", "pandas_type": "unicode", "numpy_type": "object"},
+    ]
+    pandas = {
+        "index_columns": ["task"],
+        "column_indexes": [],
+        "columns": [{**column, "metadata": None} for column in columns],
+        "creator": {"library": "pyarrow", "version": pa.__version__},
+        "pandas_version": "2.0.0",
+    }
+    table = pa.table(
+        {"task_index": pa.array(range(len(tasks)), pa.int64()), "task": pa.array(tasks, pa.string())}
+    )
+    return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
+
+
+def read_tasks(path: Path) -> list[str]:
+    """The instructions, by position; accepts an index without a name."""
+    file = path / TASKS
+    table = read_parquet(file, None)
+    for name in ("task", "__index_level_0__"):
+        if name in table.column_names:
+            tasks = table.column(name).to_pylist()
+            if all(isinstance(task, str) for task in tasks):
+                return tasks
+    raise DatasetError(
+        file, f"has no column 'task' of text; it has {table.column_names}", "copy the dataset again"
+    )
+
+
+def read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
+    """Read a parquet file without threads; every error names the file."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            return opened.read(columns=columns, use_threads=False)
+    except FileNotFoundError:
+        raise DatasetError(file, "the file is missing", "copy the dataset again") from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(
+            file,
+            f"cannot be read as parquet ({error})",
+            "it is damaged, or the recording was killed before it was complete: copy it again",
+        ) from error

@@ -1,0 +1,315 @@
+"""Reads LeRobot v3.0 datasets, our own and LeRobot's: values and pixels as LeRobot returns them."""
+
+from __future__ import annotations
+
+import io
+import json
+import threading
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_agents.data import lerobot
+from vla_agents.data.episode import Episode
+from vla_agents.data.lerobot import ACTION, EXECUTED, SCALARS, STATE, Info
+from vla_agents.data.video import decode
+from vla_agents.errors import DatasetError
+
+_CACHED_FILES = 8
+
+
+class LeRobotReader:
+    """Random access to the episodes of a LeRobot v3.0 dataset; may be used from several threads.
+
+    Only the index (meta/) is read at first. `meta/info.json` decides how many episodes there are: what a recording that was
+    killed left beyond that count is ignored.
+
+    Args:
+        path: The folder that holds meta/ and data/.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.info = Info.load(self.path)
+        self.embodiment = lerobot.load_embodiment(self.info)
+        self._vectors = [key for key in (STATE, ACTION, EXECUTED) if key in self.info.features]
+        self._names = [*self._vectors, *(key for key in SCALARS if key in self.info.features)]
+        self._tasks = lerobot.read_tasks(self.path) if self.info.total_episodes else []
+        self._index = _read_index(self.info)
+        self._files: OrderedDict[Path, dict[str, np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return self.info.total_episodes
+
+    def lengths(self) -> np.ndarray:
+        """int64 (N,): steps per episode."""
+        return self._index["length"].copy()
+
+    def instructions(self) -> list[str]:
+        """The instruction of each episode; where it changes inside one, that of its first step."""
+        return [
+            tasks[0] if len(tasks) == 1 else self._first_task(k)
+            for k, tasks in enumerate(self._index["tasks"])
+        ]
+
+    def successes(self) -> list[bool | None]:
+        """Whether each episode succeeded; None where nobody judged."""
+        if lerobot.SUCCESS in self._index:
+            return list(self._index[lerobot.SUCCESS])
+        return [self._success(k) for k in range(len(self))]
+
+    def metadata(self, index: int) -> dict[str, Any]:
+        """What was stored with an episode when it was recorded."""
+        text = self._index[lerobot.METADATA][index] if lerobot.METADATA in self._index else None
+        try:
+            return json.loads(text) if text else {}
+        except ValueError as error:
+            raise DatasetError(
+                self.path, f"episode {index}: column {lerobot.METADATA!r} is not JSON ({error})"
+            ) from None
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All numbers of the whole dataset, without pictures: feature -> (N,) or (N, D), in the order of the episodes."""
+        rows = [self._rows(k) for k in range(len(self))]
+        if not rows:
+            return {name: self._empty(name) for name in self._names}
+        return {name: np.concatenate([row[name] for row in rows]) for name in self._names}
+
+    def images(self, index: int) -> dict[str, np.ndarray]:
+        """Camera -> uint8 (T, H, W, 3) of one episode."""
+        rows = self._rows(self._checked(index))
+        return {name: self._images(index, name, rows) for name in self.embodiment.camera_names}
+
+    def read(self, index: int, *, images: bool = True) -> Episode:
+        """One whole episode; `images=False` skips decoding (then `images` is empty)."""
+        index = self._checked(index)
+        rows = self._rows(index)
+        length = len(rows[ACTION])
+        no = np.zeros(length, bool)
+        truncated = rows.get("next.truncated", no)
+        done = rows.get("next.done", no)
+        executed = rows.get(EXECUTED)
+        if lerobot.HAS_EXECUTED in self._index and not self._index[lerobot.HAS_EXECUTED][index]:
+            executed = None
+        return Episode(
+            embodiment=self.embodiment,
+            instruction=self._instruction(index, rows),
+            images=self.images(index) if images else {},
+            state=rows.get(STATE),
+            action=rows[ACTION],
+            reward=rows.get("next.reward", np.zeros(length, np.float32)).astype(np.float32),
+            terminated=rows.get("next.terminated", done & ~truncated),
+            truncated=truncated,
+            intervened=rows.get("intervention", no),
+            time=rows.get("capture_time", np.asarray(rows["timestamp"], np.float64)),
+            success=self._success(index),
+            executed=executed,
+            metadata=self.metadata(index),
+        )
+
+    # ---- inside -------------------------------------------------------------------------------------------
+    def _checked(self, index: int) -> int:
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"{self.path}: no episode {index}, there are {len(self)}")
+        return index % len(self)
+
+    def _instruction(self, index: int, rows: dict[str, np.ndarray]) -> str:
+        task = int(rows["task_index"][0])
+        if not 0 <= task < len(self._tasks):
+            raise DatasetError(
+                self._data_file(index),
+                f"episode {index}: task_index {task}, meta/tasks has {len(self._tasks)}",
+            )
+        return self._tasks[task]
+
+    def _first_task(self, index: int) -> str:
+        return self._instruction(index, self._rows(index))
+
+    def _success(self, index: int) -> bool | None:
+        if lerobot.SUCCESS in self._index:
+            return self._index[lerobot.SUCCESS][index]
+        found = self._rows(index).get("next.success")
+        return None if found is None else bool(found.any())
+
+    def _empty(self, name: str) -> np.ndarray:
+        if name in self._vectors:
+            return np.zeros((0, self.info.features[name]["shape"][0]), np.float32)
+        return np.zeros(0, SCALARS[name])
+
+    def _data_file(self, index: int) -> Path:
+        return self.info.data_file(
+            self._index["data/chunk_index"][index], self._index["data/file_index"][index]
+        )
+
+    def _rows(self, index: int) -> dict[str, np.ndarray]:
+        """The numbers of one episode."""
+        file = self._data_file(index)
+        columns = self._file_columns(file)
+        at = np.flatnonzero(columns["episode_index"] == index)
+        expected = self._index["length"][index]
+        if len(at) != expected or (len(at) and at[-1] - at[0] + 1 != expected):
+            raise DatasetError(
+                file,
+                f"episode {index} has {len(at)} rows, meta/episodes says {expected}",
+                "copy the dataset again",
+            )
+        where = slice(int(at[0]), int(at[-1]) + 1)
+        rows = {name: values[where] for name, values in columns.items()}
+        for name in self._vectors:
+            bad = np.flatnonzero(~np.isfinite(rows[name]).all(axis=1))
+            if len(bad):
+                raise DatasetError(
+                    file,
+                    f"{name} is not finite in episode {index}, frame {bad[0]}",
+                    "leave this episode out, or mend it",
+                )
+        return rows
+
+    def _file_columns(self, file: Path) -> dict[str, np.ndarray]:
+        with self._lock:
+            if file in self._files:
+                self._files.move_to_end(file)
+                return self._files[file]
+        table = lerobot.read_parquet(file, self._names)
+        columns = {name: self._to_numpy(file, name, table) for name in self._names}
+        with self._lock:
+            self._files[file] = columns
+            while len(self._files) > _CACHED_FILES:
+                self._files.popitem(last=False)
+        return columns
+
+    def _to_numpy(self, file: Path, name: str, table: pa.Table) -> np.ndarray:
+        if name not in table.column_names:
+            raise DatasetError(file, f"column {name!r} is missing", f"it has {table.column_names}")
+        column = table.column(name).combine_chunks()
+        if isinstance(column, pa.ChunkedArray):
+            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        nested = pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)
+        values = column.flatten() if nested else column
+        if column.null_count or values.null_count:
+            raise DatasetError(file, f"column {name!r} holds nulls", "mend or leave out those rows")
+        numbers = values.to_numpy(zero_copy_only=False)
+        if name in self._vectors:
+            size = self.info.features[name]["shape"][0]
+            if len(numbers) != table.num_rows * size:
+                raise DatasetError(
+                    file,
+                    f"column {name!r} has {len(numbers)} values in {table.num_rows} rows, not {size} in each",
+                )
+            return numbers.reshape(-1, size).astype(np.float32, copy=False)
+        return numbers.astype(SCALARS[name], copy=False)
+
+    def _images(self, index: int, camera: str, rows: dict[str, np.ndarray]) -> np.ndarray:
+        key = self.info.cameras[camera]
+        feature = self.info.features[key]
+        height, width, _ = lerobot.image_shape(feature)
+        if feature["dtype"] == "image":
+            return self._stills(index, key, (height, width))
+        prefix = f"videos/{key}/"
+        chunk, file = self._index[prefix + "chunk_index"][index], self._index[prefix + "file_index"][index]
+        times = self._index[prefix + "from_timestamp"][index] + rows["timestamp"].astype(np.float64)
+        return decode(self.info.video_file(key, chunk, file), times, self.info.fps, (height, width))
+
+    def _stills(self, index: int, key: str, shape: tuple[int, int]) -> np.ndarray:
+        """Pictures stored one by one (PNG) in the data file."""
+        from PIL import Image, UnidentifiedImageError
+
+        file = self._data_file(index)
+        out = np.empty((self._index["length"][index], *shape, 3), np.uint8)
+        for k, entry in enumerate(_still_rows(file, key, index)):
+            try:
+                with Image.open(io.BytesIO(entry["bytes"])) as image:
+                    if (image.height, image.width) != shape:
+                        raise ValueError(f"it is {image.height}x{image.width}, meta/info.json says {shape}")
+                    out[k] = np.asarray(image.convert("RGB"))
+            except (UnidentifiedImageError, ValueError, OSError, TypeError) as error:
+                raise DatasetError(
+                    file, f"{key}, episode {index}, frame {k}: not a picture ({error})"
+                ) from error
+        return out
+
+
+def _still_rows(file: Path, key: str, episode: int) -> list[dict[str, Any]]:
+    """The entries of one episode, read from the row groups that hold it."""
+    try:
+        with pq.ParquetFile(file) as opened:
+            found: list[dict[str, Any]] = []
+            for group in range(opened.num_row_groups):
+                at = opened.read_row_group(group, columns=["episode_index"]).column(0).to_numpy() == episode
+                if at.any():
+                    rows = opened.read_row_group(group, columns=[key]).column(0).to_pylist()
+                    found += [row for row, wanted in zip(rows, at, strict=True) if wanted]
+            return found
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(file, f"cannot be read as parquet ({error})", "copy the dataset again") from error
+
+
+def _read_index(info: Info) -> dict[str, Any]:
+    """meta/episodes without statistics: column -> values by episode; checked against info.json."""
+    folder = info.path / "meta" / "episodes"
+    files = sorted(folder.glob("*/*.parquet"))
+    if not files and info.total_episodes:
+        raise DatasetError(
+            folder,
+            f"is missing, but {lerobot.INFO} counts {info.total_episodes} episodes",
+            "LeRobot writes it when a recording ends; one that was killed cannot be read",
+        )
+    tables = []
+    for file in files:
+        try:
+            names = pq.read_schema(file).names
+        except (pa.ArrowException, OSError) as error:
+            raise DatasetError(
+                file, f"cannot be read as parquet ({error})", "copy the dataset again"
+            ) from error
+        tables.append(lerobot.read_parquet(file, [name for name in names if not name.startswith("stats/")]))
+    if not tables:
+        return {"length": np.zeros(0, np.int64), "tasks": []}
+    table = pa.concat_tables(tables, promote_options="default")
+    _check_rows(info, folder, table)
+    table = table.slice(0, info.total_episodes)
+    return {
+        name: np.asarray(table.column(name).to_numpy(), np.int64)
+        if name == "length"
+        else table.column(name).to_pylist()
+        for name in table.column_names
+    }
+
+
+def _check_rows(info: Info, folder: Path, table: pa.Table) -> None:
+    needed = ["episode_index", "tasks", "length", "data/chunk_index", "data/file_index"]
+    for key in info.cameras.values():
+        if info.features[key]["dtype"] == "video":
+            needed += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    for name in needed:
+        if name not in table.column_names or table.column(name).null_count:
+            raise DatasetError(folder, f"column {name!r} is missing or has gaps", "copy the dataset again")
+    ours = (info.path / lerobot.EMBODIMENT).exists()
+    extra = table.num_rows - info.total_episodes
+    if extra < 0 or (extra > 0 and not (ours and extra == 1)):
+        raise DatasetError(
+            folder,
+            f"has {table.num_rows} rows, {lerobot.INFO} says total_episodes = {info.total_episodes}",
+            "the recording was killed, or files of two datasets were mixed: copy the dataset again",
+        )
+    rows = table.slice(0, info.total_episodes)
+    if rows.column("episode_index").to_pylist() != list(range(info.total_episodes)):
+        raise DatasetError(
+            folder, "column 'episode_index' does not count 0, 1, 2, ...", "an episode's row is missing"
+        )
+    lengths = rows.column("length").to_numpy()
+    if (lengths < 1).any():
+        raise DatasetError(
+            folder, f"episode {int(np.argmax(lengths < 1))} has length 0", "leave that episode out"
+        )
+    if lengths.sum() != info.total_frames:
+        raise DatasetError(
+            info.path / lerobot.INFO,
+            f"total_frames is {info.total_frames}, meta/episodes adds up to {lengths.sum()}",
+            "files of two datasets were mixed: copy the dataset again",
+        )

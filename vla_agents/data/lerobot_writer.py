@@ -1,0 +1,360 @@
+"""Writes LeRobot v3.0: one parquet file per episode, one mp4 per episode and camera.
+
+What happens in `save`, in this order: videos, data, tasks, statistics, the episode's row in meta/episodes, and at last
+meta/info.json, whose `total_episodes` is the commit point. Each file is complete before it has its name, so whatever the
+instant of a `kill -9`, info.json counts only episodes that are whole. What is beyond the count is ignored by readers (also
+by LeRobot, which counts likewise), and cleaned away by `resume=True`.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_agents.data import atomic, lerobot
+from vla_agents.data.episode import Step
+from vla_agents.data.lerobot import CHUNK, Info
+from vla_agents.data.lerobot_stats import Statistics, Total, sample_pixels
+from vla_agents.data.recorder import StepWriter, json_text
+from vla_agents.data.video import EncoderThread, VideoEncoder, VideoSettings
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ConfigError, DatasetError
+
+ROWS_PER_FILE = 50  # episodes in one file of meta/episodes; the last one is written anew at each save
+
+
+class LeRobotWriter(StepWriter):
+    """Records episodes as a LeRobot v3.0 dataset.
+
+    Args:
+        path: The dataset's folder; made where missing.
+        embodiment: What the numbers and pixels mean; stored in meta/embodiment.json.
+        fps: Nominal rate, a whole number; the embodiment's `control_hz` by default.
+        robot_type: LeRobot's field of that name; the embodiment's name by default.
+        resume: Append to the dataset that is there (or start one).
+        codec: `"h264"` or `"av1"`.
+        crf: Quality; lower is closer to the original (see docs/data.md for measured errors).
+        preset: The encoder's speed; None for a fast one.
+        pix_fmt: `"yuv420p"`, `"yuv444p"`, or None to choose by size (see `VideoSettings`).
+        durable: Whether a saved episode also survives a power cut (fsync), not only `kill -9`.
+        metadata: Facts stored with every episode.
+    """
+
+    marker = lerobot.INFO
+
+    def __init__(
+        self,
+        path: str | Path,
+        embodiment: Embodiment,
+        *,
+        fps: int | None = None,
+        robot_type: str | None = None,
+        resume: bool = False,
+        codec: str = "h264",
+        crf: int = 18,
+        preset: str | None = None,
+        pix_fmt: str | None = None,
+        durable: bool = True,
+        metadata: dict[str, Any] | None = None,
+    ) -> None:
+        rate = embodiment.control_hz if fps is None else fps
+        if rate != int(rate) or rate < 1:
+            raise ConfigError(
+                f"LeRobot stores a whole number of frames per second, got {rate:g}",
+                "pass fps=... (the nominal rate; the real capture times are stored beside it)",
+            )
+        self.fps = int(rate)
+        self._robot_type = robot_type or embodiment.name
+        self._settings = {
+            c.name: VideoSettings(
+                c.height, c.width, self.fps, codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt
+            )
+            for c in embodiment.cameras
+        }
+        info = {name: settings.info() for name, settings in self._settings.items()}
+        self._features = lerobot.make_features(embodiment, info)
+        self._statistics = Statistics(embodiment)
+        self._tasks: list[str] = []
+        self._episodes = self._frames = 0
+        self._total = Total.empty(self._statistics.size)
+        self._rows: pa.Table | None = None  # rows of the last file of meta/episodes
+        self._encoders: dict[str, VideoEncoder | EncoderThread] = {}
+        self._columns: list[Step] = []
+        self._pixels: dict[str, list[np.ndarray]] = {}
+        super().__init__(path, embodiment, resume=resume, durable=durable, metadata=metadata)
+
+    def __len__(self) -> int:
+        return self._episodes
+
+    # ---- the dataset --------------------------------------------------------------------------------------
+    def _create(self) -> None:
+        body = json.dumps(self.embodiment.to_dict(), indent=2) + "\n"
+        atomic.write_file(self.path, self.path / lerobot.EMBODIMENT, body.encode(), durable=self.durable)
+        atomic.write_file(self.path, self.path / lerobot.INFO, self._info_json(0, 0, 0), durable=self.durable)
+
+    def _load(self) -> None:
+        info = Info.load(self.path)
+        self._require_same(info)
+        self._episodes, self._frames = info.total_episodes, info.total_frames
+        self._tasks = lerobot.read_tasks(self.path) if self._episodes else []
+        self._tasks = self._tasks[: info.raw["total_tasks"]]
+        self._rows = self._read_last_rows()
+        self._total = self._read_total()
+        self._clean()
+
+    def _require_same(self, info: Info) -> None:
+        if not (self.path / lerobot.EMBODIMENT).exists():
+            raise DatasetError(
+                self.path,
+                "was not written by vla_agents, and cannot be appended to",
+                "record into a new folder",
+            )
+        stored = lerobot.load_embodiment(info)
+        stored.require(self.embodiment, ours=f"dataset {self.path}", theirs="the embodiment to record")
+        if info.fps != self.fps:
+            raise ConfigError(
+                f"{self.path}: has {info.fps} fps, asked to append at {self.fps}", f"pass fps={info.fps}"
+            )
+        self._features = info.features
+        for name, settings in self._settings.items():
+            old = info.features[lerobot.IMAGES + name].get("info", {})
+            if (old.get("video.codec"), old.get("video.pix_fmt")) != (settings.codec, settings.pix_fmt):
+                raise ConfigError(
+                    f"{self.path}: camera {name!r} is stored as {old.get('video.codec')} {old.get('video.pix_fmt')}, "
+                    f"asked to append {settings.codec} {settings.pix_fmt}",
+                    "pass the same codec and pix_fmt",
+                )
+
+    def _rows_file(self, episode: int) -> tuple[int, int]:
+        file = episode // ROWS_PER_FILE
+        return file // CHUNK, file % CHUNK
+
+    def _rows_path(self, episode: int) -> Path:
+        chunk, file = self._rows_file(episode)
+        return self.path / lerobot.EPISODES.format(chunk_index=chunk, file_index=file)
+
+    def _read_last_rows(self) -> pa.Table | None:
+        kept = self._episodes % ROWS_PER_FILE
+        if not kept:
+            return None
+        table = lerobot.read_parquet(self._rows_path(self._episodes), None)
+        if table.num_rows < kept:
+            raise DatasetError(
+                self._rows_path(self._episodes),
+                f"has {table.num_rows} rows, {lerobot.INFO} counts {self._episodes} episodes",
+                "copy the dataset again",
+            )
+        return table.slice(0, kept)
+
+    def _read_total(self) -> Total:
+        """Merge the episodes' statistics again; they are small."""
+        total = Total.empty(self._statistics.size)
+        for first in range(0, self._episodes, ROWS_PER_FILE):
+            table = lerobot.read_parquet(self._rows_path(first), None)
+            rows = self._statistics.from_table(table.slice(0, min(ROWS_PER_FILE, self._episodes - first)))
+            for stats, frames in rows:
+                total = total.with_episode(stats, frames)
+        return total
+
+    def _clean(self) -> None:
+        """Remove what an unfinished save left: everything of the episode after the last one that counts."""
+        self._empty_temporary()
+        if self._rows is not None:
+            path = self._rows_path(self._episodes)
+            if pq.read_metadata(path).num_rows > self._rows.num_rows:
+                atomic.write_file(self.path, path, _parquet(self._rows), durable=self.durable)
+        else:
+            atomic.remove(self._rows_path(self._episodes))
+        for path in self._episode_files(self._episodes):
+            atomic.remove(path)
+
+    def _episode_files(self, index: int) -> list[Path]:
+        at = {"chunk_index": index // CHUNK, "file_index": index % CHUNK}
+        videos = [lerobot.VIDEO.format(video_key=lerobot.IMAGES + name, **at) for name in self._settings]
+        return [self.path / name for name in (*videos, lerobot.DATA.format(**at))]
+
+    def _info_json(self, episodes: int, frames: int, tasks: int) -> bytes:
+        info = {
+            "codebase_version": lerobot.VERSION,
+            "robot_type": self._robot_type,
+            "total_episodes": episodes,
+            "total_frames": frames,
+            "total_tasks": tasks,
+            "chunks_size": CHUNK,
+            "data_files_size_in_mb": 100,
+            "video_files_size_in_mb": 200,
+            "fps": self.fps,
+            "splits": {"train": f"0:{episodes}"},
+            "data_path": lerobot.DATA,
+            "video_path": lerobot.VIDEO if self._settings else None,
+            "features": self._features,
+        }
+        return json.dumps(info, indent=1).encode()
+
+    # ---- an episode ---------------------------------------------------------------------------------------
+    def _start(self) -> None:
+        self._columns = []
+        self._pixels = {name: [] for name in self._settings}
+        for name, settings in self._settings.items():
+            if settings.small:
+                self._encoders[name] = VideoEncoder(settings)
+            else:
+                temporary = self.path / atomic.TEMPORARY / f"{name}.mp4"
+                self._encoders[name] = EncoderThread(
+                    settings, atomic.TempFile(temporary, durable=self.durable)
+                )
+
+    def _append(self, step: Step) -> None:
+        for name, encoder in self._encoders.items():
+            image = step.images[name]
+            encoder.add(image)
+            self._pixels[name].append(sample_pixels(image).copy())
+        self._columns.append(_without_images(step))
+
+    def _finish(self, success: bool | None) -> int:
+        assert self._instruction is not None
+        index, length = self._episodes, self._steps
+        encoded = {name: encoder.finish() for name, encoder in self._encoders.items()}
+        for name, encoder in self._encoders.items():
+            if encoder.frames != length:
+                raise OSError(f"camera {name!r} has {encoder.frames} frames for {length} steps")
+        tasks = self._tasks if self._instruction in self._tasks else [*self._tasks, self._instruction]
+        columns, numbers = self._arrays(success, tasks.index(self._instruction))
+        pixels = [np.concatenate(self._pixels[name]) for name in self._settings]
+        stats = self._statistics.episode(pixels, numbers)
+        total = self._total.with_episode(stats, length)
+        row = self._row(success, stats)
+        rows = row if self._rows is None else pa.concat_tables([self._rows, row])
+        *videos, data = self._episode_files(index)
+        transaction = atomic.Transaction(self.path, durable=self.durable)
+        try:
+            for (name, content), target in zip(encoded.items(), videos, strict=True):
+                if self._settings[name].small:
+                    transaction.write(target, content)
+                else:
+                    transaction.stage(target, self.path / atomic.TEMPORARY / f"{name}.mp4")
+            transaction.write(data, _parquet(pa.table(columns)))
+            if tasks is not self._tasks:
+                transaction.write(self.path / lerobot.TASKS, _parquet(lerobot.tasks_table(tasks)))
+            transaction.write(self.path / lerobot.STATS, json.dumps(self._statistics.to_json(total)).encode())
+            transaction.write(self._rows_path(index), _parquet(rows))
+            info = self._info_json(index + 1, self._frames + length, len(tasks))
+            transaction.write(self.path / lerobot.INFO, info)
+            transaction.commit()
+        except BaseException:
+            transaction.abandon()
+            raise
+        self._encoders = {}
+        self._tasks, self._total = tasks, total
+        self._episodes, self._frames = index + 1, self._frames + length
+        self._rows = None if rows.num_rows == ROWS_PER_FILE else rows
+        return index
+
+    def _drop(self) -> None:
+        encoders, self._encoders = self._encoders, {}
+        self._columns, self._pixels = [], {}
+        for encoder in encoders.values():
+            encoder.abandon()
+
+    def _arrays(self, success: bool | None, task: int) -> tuple[dict[str, pa.Array], np.ndarray]:
+        """The data file's columns, and its vectors side by side, float32 (T, D)."""
+        steps, length = self._columns, self._steps
+        actions = np.stack([s.action for s in steps]).astype(np.float32)
+        executed = np.stack([s.action if s.executed is None else s.executed for s in steps]).astype(
+            np.float32
+        )
+        vectors = {lerobot.ACTION: actions, lerobot.EXECUTED: executed}
+        if self.embodiment.state_dim:
+            vectors = {
+                lerobot.STATE: np.stack([np.asarray(s.state) for s in steps]).astype(np.float32),
+                **vectors,
+            }
+        terminated = np.array([s.terminated for s in steps], bool)
+        truncated = np.array([s.truncated for s in steps], bool)
+        frames = np.arange(length)
+        scalars = {
+            "next.reward": np.array([s.reward for s in steps], np.float32),
+            "next.done": terminated | truncated,
+            "next.success": (frames == length - 1) & bool(success),
+            "next.truncated": truncated,
+            "next.terminated": terminated,
+            "intervention": np.array([s.intervened for s in steps], bool),
+            "capture_time": np.array([s.time for s in steps], np.float64),
+            "timestamp": (frames / self.fps).astype(np.float32),
+            "frame_index": frames,
+            "episode_index": np.full(length, self._episodes),
+            "index": frames + self._frames,
+            "task_index": np.full(length, task),
+        }
+        columns = {name: _vector_array(values) for name, values in vectors.items()}
+        columns |= {name: pa.array(values) for name, values in scalars.items()}
+        return columns, np.concatenate([*vectors.values(), scalars["next.reward"][:, None]], axis=1)
+
+    def _row(self, success: bool | None, stats: np.ndarray) -> pa.Table:
+        """The episode's row in meta/episodes."""
+        index, length = self._episodes, self._steps
+        chunk, file = index // CHUNK, index % CHUNK
+        rows_chunk, rows_file = self._rows_file(index)
+        numbers: dict[str, int] = {
+            "length": length,
+            "data/chunk_index": chunk,
+            "data/file_index": file,
+            "dataset_from_index": self._frames,
+            "dataset_to_index": self._frames + length,
+        }
+        columns: dict[str, pa.Array] = {
+            "episode_index": pa.array([index]),
+            "tasks": pa.array([[self._instruction]], pa.list_(pa.string())),
+            **{name: pa.array([value], pa.int64()) for name, value in numbers.items()},
+        }
+        for name in self._settings:
+            key = f"videos/{lerobot.IMAGES}{name}/"
+            columns[key + "chunk_index"] = pa.array([chunk])
+            columns[key + "file_index"] = pa.array([file])
+            columns[key + "from_timestamp"] = pa.array([0.0])
+            columns[key + "to_timestamp"] = pa.array([length / self.fps])
+        columns |= self._statistics.columns(stats, length)
+        columns["meta/episodes/chunk_index"] = pa.array([rows_chunk])
+        columns["meta/episodes/file_index"] = pa.array([rows_file])
+        columns[lerobot.SUCCESS] = pa.array([success], pa.bool_())
+        columns[lerobot.METADATA] = pa.array([json_text(self._metadata)])
+        given = any(step.executed is not None for step in self._columns)
+        columns[lerobot.HAS_EXECUTED] = pa.array([given])
+        return pa.table(columns)
+
+
+def _without_images(step: Step) -> Step:
+    """The step's numbers, copied: the caller may reuse its buffers."""
+
+    def copy(value: np.ndarray | None) -> np.ndarray | None:
+        return None if value is None else np.array(value, np.float32)
+
+    return Step(
+        images={},
+        state=copy(step.state),
+        action=np.array(step.action, np.float32),
+        reward=step.reward,
+        terminated=step.terminated,
+        truncated=step.truncated,
+        intervened=step.intervened,
+        time=step.time,
+        executed=copy(step.executed),
+    )
+
+
+def _vector_array(values: np.ndarray) -> pa.Array:
+    """(T, D) as LeRobot stores it: a fixed-size list, or plain numbers where D is 1."""
+    flat = pa.array(np.ascontiguousarray(values).ravel())
+    return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(table, sink, use_dictionary=False, write_statistics=False, compression="snappy")
+    return sink.getvalue()
