@@ -1,0 +1,243 @@
+"""Episodes of an expert, a policy or chance, into a dataset: `collect(CollectConfig(out=Path("data")))`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import rich
+from gymnasium.vector import VectorEnv
+from rich.console import Console
+
+from vla_agents.arguments import Options, make_agent
+from vla_agents.collect.recorder import Recorder
+from vla_agents.config import save_yaml, to_dict
+from vla_agents.data import create_dataset, open_dataset
+from vla_agents.embodiment import embodiment_of
+from vla_agents.envs.vector import make_env, make_vec
+from vla_agents.envs.wrappers import ActionNoise
+from vla_agents.errors import ConfigError, DatasetNotFoundError, RecordingError
+from vla_agents.progress import ProgressBar
+from vla_agents.rollout import rollout
+from vla_agents.versions import package_versions
+
+GIVE_UP = 50  # failures in a row, where only successes are kept
+
+
+@dataclass(frozen=True)
+class CollectConfig:
+    """Record episodes into a dataset."""
+
+    out: Path
+    """Folder of the dataset."""
+    env: str = "vla_agents/Tabletop-v0"
+    """Id of the environment."""
+    env_args: Options = field(default_factory=dict)
+    """Options of the environment, e.g. task=lift image_size=64."""
+    agent: str = "expert"
+    """Who acts: "expert" (the environment's own), "random", or a checkpoint (folder or hub id)."""
+    episodes: int = 100
+    """How many episodes the dataset shall have in the end."""
+    seed: int = 0
+    """Reset seed of the first episode; the next ones count up."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise on the executed action, in action units; the label stays clean."""
+    noise_dims: int = 3
+    """How many leading action values are disturbed (3: the translation)."""
+    noise_probability: float = 1.0
+    """Share of the steps that are disturbed."""
+    only_success: bool | None = None
+    """Drop episodes that fail; by default for the expert only."""
+    max_steps: int | None = None
+    """Cut episodes off after so many steps, beside the environment's own limit."""
+    format: Literal["lerobot", "hdf5"] = "lerobot"
+    """Format on disk: LeRobot v3.0 (h264 video), or HDF5 (lossless pictures)."""
+    durable: bool = True
+    """Whether a saved episode survives a power cut (fsync), not only a killed process."""
+    resume: bool = False
+    """Go on with the dataset in `out` where one is there already."""
+    workers: int = 1
+    """Processes that simulate side by side; the dataset is the same for any number."""
+
+
+@dataclass(frozen=True)
+class CollectResult:
+    """What came of it.
+
+    Args:
+        path: The dataset.
+        episodes: Episodes in it now.
+        recorded: Episodes this call added.
+        ended: Episodes this call played, the dropped ones included.
+        succeeded: How many of those succeeded.
+        steps: Steps this call added.
+        seconds: Wall time.
+    """
+
+    path: Path
+    episodes: int
+    recorded: int
+    ended: int
+    succeeded: int
+    steps: int
+    seconds: float
+
+    @property
+    def success(self) -> float:
+        """Share of the played episodes that succeeded (1.0 where none was played)."""
+        return self.succeeded / self.ended if self.ended else 1.0
+
+
+def collect(config: CollectConfig, *, console: Console | None = None, progress: bool = True) -> CollectResult:
+    """Record until the dataset has `config.episodes` episodes.
+
+    An episode is a function of its seed, and each is on disk whole or not at all. So an interrupted call that is
+    repeated with `resume=True` leads to the dataset that an uninterrupted one would have made (but for the
+    capture times).
+
+    Args:
+        config: What to record, and where to.
+        console: Where the progress bar is drawn.
+        progress: Whether to draw one.
+
+    Raises:
+        DatasetExistsError: `out` holds a dataset and `resume` is not set.
+        ConfigError: The dataset to resume was recorded with other settings.
+        RecordingError: The disk is full, or nothing succeeds; what was saved before is intact.
+        KeyboardInterrupt: Ctrl-C; what was saved is intact, and a line says how to go on.
+    """
+    _check(config)
+    started = time.monotonic()
+    console = console or rich.get_console()
+    before, first = _resume_point(config)
+    if before >= config.episodes:
+        return CollectResult(config.out, before, 0, 0, 0, 0, 0.0)
+    env = _make_env(config)
+    try:
+        agent = make_agent(config.agent, env)
+        options = {"resume": config.resume, "durable": config.durable}
+        writer = create_dataset(config.out, embodiment_of(env), config.format, **options)
+        try:
+            save_yaml(config, config.out / "run.yaml")
+            recorder = Recorder(
+                writer,
+                only_success=_only_success(config),
+                limit=config.episodes - before,
+                slots=config.workers,
+                metadata={"collect": _settings(config), "versions": package_versions()},
+            )
+            bar = ProgressBar(
+                "collecting",
+                config.episodes,
+                done=before,
+                count=lambda: before + recorder.saved,
+                console=console,
+                visible=progress,
+            )
+            with agent, bar:
+                seeds = _seeds(first, recorder, config)
+                rollout(env, agent, seeds, [recorder, bar], max_steps=config.max_steps)
+        except KeyboardInterrupt:
+            console.print(_how_to_go_on(config, before + recorder.saved))
+            raise
+        finally:
+            writer.close()
+    finally:
+        env.close()
+    done = before + recorder.saved
+    seconds = time.monotonic() - started
+    return CollectResult(
+        config.out, done, recorder.saved, recorder.ended, recorder.succeeded, recorder.steps, seconds
+    )
+
+
+def _check(config: CollectConfig) -> None:
+    for name in ("episodes", "workers"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}, it must be at least 1")
+    if config.seed < 0:
+        raise ConfigError(f"seed is {config.seed}, it must not be negative")
+    if config.noise < 0 or not 0 <= config.noise_probability <= 1:
+        raise ConfigError(
+            f"noise is {config.noise} with probability {config.noise_probability}",
+            "noise is a standard deviation (0 or more), noise_probability lies between 0 and 1",
+        )
+
+
+def _only_success(config: CollectConfig) -> bool:
+    return config.agent == "expert" if config.only_success is None else config.only_success
+
+
+def _make_env(config: CollectConfig) -> gymnasium.Env | VectorEnv:
+    noise = partial(
+        ActionNoise, std=config.noise, dims=config.noise_dims, probability=config.noise_probability
+    )
+    wrappers = (noise,) if config.noise else ()
+    if config.workers == 1:
+        return make_env(config.env, wrappers, **config.env_args)
+    return make_vec(config.env, config.workers, asynchronous=True, wrappers=wrappers, **config.env_args)
+
+
+def _seeds(first: int, recorder: Recorder, config: CollectConfig) -> Iterator[int]:
+    """Seeds until the recorder has what it needs; `rollout` asks for the next one when a slot is free."""
+    seed, before = first, recorder.saved
+    while recorder.saved - before < (recorder.limit or 0):
+        if _only_success(config) and recorder.failed_in_a_row >= GIVE_UP:
+            raise RecordingError(
+                f"{config.env}: {GIVE_UP} episodes in a row failed, up to seed {seed - 1}, and none was saved",
+                "look at some with `vla-agents eval --agent expert --videos 4`, use less noise, "
+                "or keep failures too (only_success=False)",
+            )
+        yield seed
+        seed += 1
+
+
+def _settings(config: CollectConfig) -> dict[str, Any]:
+    """What decides the content of the episodes; stored with each, and compared on resume."""
+    free = {"out", "episodes", "format", "durable", "resume", "workers"}
+    return {k: v for k, v in to_dict(config).items() if k not in free} | {
+        "only_success": _only_success(config)
+    }
+
+
+def _resume_point(config: CollectConfig) -> tuple[int, int]:
+    """Episodes that are there already, and the seed to go on with."""
+    if not config.resume:
+        return 0, config.seed
+    try:
+        reader = open_dataset(config.out)
+    except DatasetNotFoundError:
+        return 0, config.seed
+    count = len(reader)
+    if count == 0:
+        return 0, config.seed
+    metadata = reader.read(count - 1, images=False).metadata
+    theirs, ours = metadata.get("collect"), _settings(config)
+    if theirs is None or "seed" not in metadata:
+        raise ConfigError(
+            f"{config.out}: its last episode was not recorded by `collect`: no seed to go on with",
+            "choose another folder",
+        )
+    different = [
+        f"{key}: there {theirs.get(key)!r}, now {ours.get(key)!r}"
+        for key in sorted({*theirs, *ours})
+        if theirs.get(key) != ours.get(key)
+    ]
+    if different:
+        raise ConfigError(
+            f"{config.out} was recorded with other settings: " + "; ".join(different),
+            "use the same settings to resume, or another folder",
+        )
+    return count, int(metadata["seed"]) + 1
+
+
+def _how_to_go_on(config: CollectConfig, saved: int) -> str:
+    return (
+        f"Stopped: {saved} of {config.episodes} episodes are saved in {config.out}. "
+        "Go on by repeating the command with --resume."
+    )

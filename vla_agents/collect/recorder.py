@@ -1,0 +1,138 @@
+"""Writes the episodes of a rollout to a dataset."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vla_agents.agent import Observation
+from vla_agents.data.episode import EpisodeWriter, Step
+from vla_agents.rollout import EpisodeResult, Listener, StepEvent
+
+logger = logging.getLogger(__name__)
+
+_OUTCOMES = ("success", "wrong")  # of a reset's info: not facts about the episode
+
+
+@dataclass
+class _Tape:
+    """An episode under way; `steps` stays empty where they go straight to the writer."""
+
+    instruction: str
+    metadata: dict[str, Any]
+    steps: list[Step] = field(default_factory=list)
+    judged: bool = False
+    result: EpisodeResult | None = None
+
+
+class Recorder(Listener):
+    """Writes episodes as they are played, in the order of their seeds.
+
+    The label of a step is the agent's action; what a wrapper executed instead (`info["executed"]`, see
+    `ActionNoise`) is kept beside it. With one slot the steps go straight to the writer. With several they wait in
+    memory, because a writer holds one open episode, until all episodes with earlier seeds are over: the dataset is
+    the same for any number of slots.
+
+    Args:
+        writer: Where episodes go. The recorder does not close it.
+        only_success: Drop episodes that fail.
+        limit: Save at most so many episodes.
+        slots: Number of slots of the env.
+        metadata: Facts stored with every episode, beside its seed and the plain values of the reset's info.
+        on_saved: Called with the index of each saved episode.
+    """
+
+    def __init__(
+        self,
+        writer: EpisodeWriter,
+        *,
+        only_success: bool = False,
+        limit: int | None = None,
+        slots: int = 1,
+        metadata: dict[str, Any] | None = None,
+        on_saved: Callable[[int], None] | None = None,
+    ) -> None:
+        self.saved = 0
+        self.ended = 0
+        self.succeeded = 0
+        self.steps = 0  # of the saved episodes
+        self.failed_in_a_row = 0
+        self._writer, self._only_success, self.limit = writer, only_success, limit
+        self._metadata, self._on_saved = dict(metadata or {}), on_saved
+        self._streaming = slots == 1
+        self._line: deque[_Tape] = deque()  # in the order of the seeds
+        self._of_slot: dict[int, _Tape] = {}
+
+    def on_reset(self, slot: int, seed: int, obs: Observation, info: dict[str, Any]) -> None:
+        """Begin an episode."""
+        plain = {
+            k: v for k, v in info.items() if isinstance(v, str | bool | int | float) and k not in _OUTCOMES
+        }
+        tape = _Tape(str(obs["instruction"]), {**self._metadata, **plain, "seed": seed})
+        self._line.append(tape)
+        self._of_slot[slot] = tape
+        if self._streaming:
+            self._writer.begin(tape.instruction, tape.metadata)
+
+    def on_step(self, slot: int, step: StepEvent) -> None:
+        """Record a tick."""
+        tape = self._of_slot[slot]
+        tape.judged = "success" in step.info
+        tick = Step(
+            images=step.obs.get("images", {}),
+            state=step.obs.get("state"),
+            action=step.action,
+            reward=step.reward,
+            terminated=step.terminated,
+            truncated=step.truncated,
+            intervened=bool(step.info.get("intervened", False)),
+            time=step.time,
+            executed=step.info.get("executed"),
+        )
+        if self._streaming:
+            self._writer.add(tick)
+        else:
+            tape.steps.append(tick)
+
+    def on_end(self, slot: int, result: EpisodeResult) -> None:
+        """Save or drop what is complete."""
+        self._of_slot.pop(slot).result = result
+        while self._line and self._line[0].result is not None:
+            self._finish(self._line.popleft())
+
+    def on_abort(self) -> None:
+        """Drop open episodes, and those that wait for one with an earlier seed."""
+        self._line.clear()
+        self._of_slot.clear()
+        try:
+            self._writer.discard()
+        except OSError as error:  # what interrupted the rollout is the error to see
+            logger.warning("the unfinished episode could not be dropped: %s", error)
+
+    def _finish(self, tape: _Tape) -> None:
+        result = tape.result
+        assert result is not None
+        full = self.limit is not None and self.saved >= self.limit
+        if full:
+            if self._streaming:
+                self._writer.discard()
+            return
+        self.ended += 1
+        self.succeeded += result.success
+        self.failed_in_a_row = 0 if result.success else self.failed_in_a_row + 1
+        if self._only_success and not result.success:
+            if self._streaming:
+                self._writer.discard()
+            return
+        if not self._streaming:
+            self._writer.begin(tape.instruction, tape.metadata)
+            for step in tape.steps:
+                self._writer.add(step)
+        index = self._writer.save(result.success if tape.judged else None)
+        self.saved += 1
+        self.steps += result.steps
+        if self._on_saved is not None:
+            self._on_saved(index)
