@@ -1,0 +1,181 @@
+"""Policies on disk. A checkpoint is a folder, and holds no pickle:
+
+    model.safetensors   the weights
+    policy.yaml         kind and configuration
+    embodiment.json     what observations and actions mean
+    stats.json          normalisation statistics and modes
+    vlm/                config, tokenizer and pixel settings of the VLM (no weights)
+
+It is written to a temporary folder and renamed, so a folder with the final name is complete.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vla_agents.config import from_dict, load_yaml, save_yaml
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import CheckpointError
+from vla_agents.normalize import Normalizer, load_normalizers, save_normalizers
+from vla_agents.policies.policy import Policy
+from vla_agents.registry import Registry
+
+POLICIES = Registry("policy", {"qwen_oft": "vla_agents.policies.qwen_oft:QwenOFT"})
+FORMAT = 1
+FILES = ("model.safetensors", "policy.yaml", "embodiment.json", "stats.json")
+
+
+def make_policy(
+    kind: str, config: Any, embodiment: Embodiment, normalizers: Mapping[str, Normalizer], *, seed: int = 0
+) -> Policy:
+    """A policy to train, its VLM with weights from `config.vlm`, its head initialised from `seed`."""
+    import torch
+
+    from vla_agents.policies.pretrained import resolve_vlm
+    from vla_agents.policies.qwen_vl import QwenVLBackbone
+
+    cls = POLICIES.get(kind)
+    backbone = QwenVLBackbone.from_pretrained(resolve_vlm(config.vlm), dtype=config.dtype)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return cls(config, backbone, embodiment, normalizers)
+
+
+def save_policy(
+    policy: Policy,
+    folder: str | Path,
+    *,
+    extra: Mapping[str, Any] | None = None,
+    attach: Mapping[str, Path] | None = None,
+) -> Path:
+    """Write a checkpoint; an older one of the same name is replaced only when the new one is complete.
+
+    Args:
+        policy: A registered policy.
+        folder: Where.
+        extra: Plain facts to keep in policy.yaml under `extra` (step, metrics, ...).
+        attach: Folders to move in under these names, so that they appear together with the checkpoint.
+    """
+    from safetensors.torch import save_model
+
+    folder = Path(folder)
+    kind = next((name for name in POLICIES if POLICIES.get(name) is type(policy)), None)
+    if kind is None:
+        raise CheckpointError(folder, f"{type(policy).__name__} is not a registered policy", "POLICIES.register it first")
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        save_model(policy, str(temporary / "model.safetensors"))
+        config = {"format": FORMAT, "policy": kind, "config": policy.config, "extra": dict(extra or {})}
+        save_yaml(config, temporary / "policy.yaml")
+        policy.embodiment.save(temporary / "embodiment.json")
+        save_normalizers(temporary / "stats.json", policy.normalizers)
+        policy.backbone.save_assets(temporary / "vlm")  # type: ignore[operator, union-attr]
+        for name, source in (attach or {}).items():
+            os.rename(source, temporary / name)
+        _sync(temporary)
+        replace_folder(temporary, folder)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(folder, f"could not be written ({error})", "free some space; older checkpoints are intact") from error
+    return folder
+
+
+def load_policy(path: str | Path, *, device: str | None = None) -> Policy:
+    """A policy from a checkpoint folder, a run folder, or a hub id.
+
+    Args:
+        path: A checkpoint; or a run, of which `best` is taken, else `last`; or `"owner/name"` on the hub.
+        device: Where to put it; by default a GPU where there is one.
+
+    Raises:
+        CheckpointError: Naming the file and what is wrong with it.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_model
+
+    from vla_agents.policies.qwen_vl import QwenVLBackbone
+
+    folder = find_checkpoint(path)
+    record = load_yaml(folder / "policy.yaml")
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(folder / "policy.yaml", f"format {(record or {}).get('format')!r}, this version reads {FORMAT}")
+    cls = POLICIES.get(record["policy"])
+    config = from_dict(cls.config_class, record["config"], where=str(folder / "policy.yaml"))
+    embodiment = Embodiment.load(folder / "embodiment.json")
+    normalizers = load_normalizers(folder / "stats.json", embodiment)
+    backbone = QwenVLBackbone.from_config(folder / "vlm", dtype=config.dtype)
+    policy = cls(config, backbone, embodiment, normalizers)
+    try:
+        load_model(policy, str(folder / "model.safetensors"), device="cpu")
+    except (SafetensorError, RuntimeError, OSError) as error:
+        raise CheckpointError(
+            folder / "model.safetensors",
+            f"the weights cannot be read into a {record['policy']} ({error})",
+            "the file is damaged or belongs to another configuration: copy the checkpoint again",
+        ) from error
+    return policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """The checkpoint folder behind a path or hub id; `CheckpointError` says what is missing."""
+    folder = Path(path)
+    if not folder.exists():
+        folder = _from_hub(path)
+    for candidate in (folder, folder / "best", folder / "last"):
+        if (candidate / "policy.yaml").is_file():
+            for name in FILES:
+                if not (candidate / name).is_file():
+                    raise CheckpointError(candidate, f"the file {name} is missing", "copy the whole folder again")
+            return candidate
+    raise CheckpointError(
+        path, "no checkpoint here (no policy.yaml, neither in best/ nor in last/)", "give the folder that `vla-agents train` wrote"
+    )
+
+
+def _from_hub(path: str | Path) -> Path:
+    text = str(path)
+    if text.count("/") != 1 or text.startswith((".", "/", "~")):
+        raise CheckpointError(path, "no such folder", "give a checkpoint folder, a run folder, or a hub id owner/name")
+    try:
+        from huggingface_hub import snapshot_download
+
+        return Path(snapshot_download(text, allow_patterns=["*.safetensors", "*.json", "*.yaml", "*.jinja", "vlm/*"]))
+    except (OSError, ValueError) as error:  # the hub's errors derive from these
+        raise CheckpointError(path, f"no such folder, and not to be had from the hub ({error})") from error
+
+
+def replace_folder(temporary: Path, final: Path) -> None:
+    """Put a complete folder in the place of an older one.
+
+    Between the two renames the older one lies beside it as `.NAME.PID.old`; whoever needs a name that is complete at every
+    instant gives each checkpoint a folder of its own and moves a link (as the trainer does).
+    """
+    old = final.with_name(f".{final.name}.{os.getpid()}.old")
+    if final.exists():
+        os.rename(final, old)
+    try:
+        os.rename(temporary, final)
+    except OSError:
+        if old.exists():
+            os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _sync(folder: Path) -> None:
+    """Force the files to the disk before the folder gets its name."""
+    for file in (*folder.rglob("*"), folder):
+        descriptor = os.open(file, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+

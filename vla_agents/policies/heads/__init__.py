@@ -1,0 +1,1 @@
+"""Action heads: from a backbone's hidden states to actions."""

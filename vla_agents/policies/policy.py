@@ -1,0 +1,125 @@
+"""What a policy is: `forward(batch)` gives losses, `predict_action(batch)` gives chunks of actions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ConfigError
+from vla_agents.normalize import Normalizer
+
+
+@dataclass
+class Batch:
+    """B samples, for training and for acting alike.
+
+    Args:
+        images: Camera name -> uint8 (B, H, W, 3).
+        instructions: B strings.
+        state: float32 (B, S) in the embodiment's units, or None.
+        action: float32 (B, H, D) in the embodiment's units; None when acting.
+        mask: bool (B, H), False where a chunk reaches past the end of its episode; None when acting.
+    """
+
+    images: dict[str, Tensor]
+    instructions: list[str]
+    state: Tensor | None = None
+    action: Tensor | None = None
+    mask: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.instructions)
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The same batch on another device."""
+        move = {k: None if v is None else v.to(device) for k, v in self._vectors().items()}
+        return replace(self, images={name: image.to(device) for name, image in self.images.items()}, **move)
+
+    def _vectors(self) -> dict[str, Tensor | None]:
+        return {"state": self.state, "action": self.action, "mask": self.mask}
+
+    @classmethod
+    def from_numpy(cls, data: Mapping[str, Any]) -> Batch:
+        """From a dict of arrays with the same keys (singular or plural `instruction`)."""
+
+        def tensor(key: str) -> Tensor | None:
+            value = data.get(key)
+            return None if value is None else torch.from_numpy(np.ascontiguousarray(value))
+
+        instructions = data["instructions"] if "instructions" in data else data["instruction"]
+        images = {name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in data["images"].items()}
+        return cls(images, [str(t) for t in instructions], tensor("state"), tensor("action"), tensor("mask"))
+
+    @classmethod
+    def from_observations(cls, observations: Sequence[Mapping[str, Any]], embodiment: Embodiment) -> Batch:
+        """From single observations (see `vla_agents.agent`)."""
+        images = {
+            name: torch.from_numpy(np.stack([obs["images"][name] for obs in observations]))
+            for name in embodiment.camera_names
+        }
+        state = None
+        if embodiment.state_dim:
+            state = torch.from_numpy(np.stack([np.asarray(obs["state"], np.float32) for obs in observations]))
+        return cls(images, [str(obs["instruction"]) for obs in observations], state)
+
+
+class Policy(nn.Module):
+    """Base of all policies. Subclasses write `forward` and `predict_action`.
+
+    Args:
+        embodiment: What observations and actions mean.
+        normalizers: `"state"` (where there is one) and `"action"`.
+        horizon: H, actions per chunk.
+        default_execute: How many of them a receding-horizon chunker carries out by default.
+    """
+
+    def __init__(
+        self, embodiment: Embodiment, normalizers: Mapping[str, Normalizer], horizon: int, default_execute: int
+    ) -> None:
+        super().__init__()
+        if not 1 <= default_execute <= horizon:
+            raise ConfigError(f"execute={default_execute} must lie between 1 and the horizon {horizon}")
+        self.embodiment = embodiment
+        self.normalizers = dict(normalizers)
+        self.horizon = horizon
+        self.default_execute = default_execute
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Named scalar losses, each a mean over the valid entries of the batch."""
+        raise NotImplementedError
+
+    def predict_action(self, batch: Batch, prefix: Tensor | None = None) -> Tensor:
+        """Chunks of actions in the embodiment's units, float32 (B, H, D).
+
+        Args:
+            batch: Observations.
+            prefix: (B, P, D) actions already committed to, where the policy can take them into account
+                (real-time chunking); policies that cannot raise `ConfigError`.
+        """
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def plan(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray:
+        """Chunks for single observations, float32 (n, H, D): what `PolicyAgent` calls."""
+        batch = Batch.from_observations(observations, self.embodiment).to(self.device)
+        return self.predict_action(batch).float().cpu().numpy()
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def seed(self, seed: int) -> None:
+        """Seed the policy's own sampling; deterministic policies have none."""
+
+    def normalized_state(self, batch: Batch) -> Tensor | None:
+        """The batch's state, normalised; None for a body without state."""
+        if batch.state is None or "state" not in self.normalizers:
+            return None
+        return self.normalizers["state"].normalize(batch.state)

@@ -1,0 +1,118 @@
+"""Qwen-OFT: a Qwen-VL that reads pictures and an instruction, and an MLP that reads H action query tokens at once.
+
+Kim, Finn, Liang 2025, "Fine-Tuning Vision-Language-Action Models" (OpenVLA-OFT): parallel decoding of a whole chunk in one
+forward pass, continuous actions, L1 loss.
+
+    images (B, H, W, 3) x views, instruction
+      -> prompt + H query tokens -> Qwen-VL -> hidden states at the queries   (B, H, hidden)
+      -> joined with the normalised state (where there is one)                (B, H, hidden + S)
+      -> MLPResNet                                                            (B, H, D) normalised actions
+
+Time: query h predicts the action h control steps ahead, h = 0 .. H-1. Loss: mean |prediction - action| over the entries of
+the chunk that lie inside the episode, in normalised units.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ConfigError
+from vla_agents.normalize import Normalizer
+from vla_agents.policies.heads.mlp_resnet import MLPResNet
+from vla_agents.policies.policy import Batch, Policy
+from vla_agents.policies.qwen_vl import QwenVLBackbone
+
+
+@dataclass(frozen=True)
+class QwenOFTConfig:
+    """What makes a Qwen-OFT besides embodiment and statistics."""
+
+    vlm: str = "tiny"
+    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (pretrained weights that ship with us)."""
+    horizon: int = 8
+    """H: actions predicted per chunk."""
+    execute: int = 4
+    """Actions of a chunk that are carried out before the next one is planned (default; can be changed when acting)."""
+    state: Literal["head", "none"] = "head"
+    """Where the proprioceptive state enters: at the action head, or nowhere."""
+    action_token: str = "🔍"
+    """Text of the query tokens; must be a single token of the tokenizer."""
+    prompt: str = "{instruction}"
+    """What the model is told; {instruction} is replaced, {horizon} too."""
+    head_width: int = 0
+    """Width of the action head; 0 takes twice the hidden size."""
+    head_blocks: int = 2
+    """Residual blocks of the action head."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the VLM's weights; the head stays in float32."""
+
+
+class QwenOFT(Policy):
+    """See the module docstring.
+
+    Args:
+        config: Its shape.
+        backbone: The VLM.
+        embodiment: What observations and actions mean.
+        normalizers: Of `"state"` and `"action"`.
+    """
+
+    config_class = QwenOFTConfig
+
+    def __init__(
+        self,
+        config: QwenOFTConfig,
+        backbone: QwenVLBackbone,
+        embodiment: Embodiment,
+        normalizers: Mapping[str, Normalizer],
+    ) -> None:
+        super().__init__(embodiment, normalizers, config.horizon, config.execute)
+        if "{instruction}" not in config.prompt:
+            raise ConfigError(f"prompt {config.prompt!r} lacks {{instruction}}")
+        self.config = config
+        self.backbone = backbone
+        backbone.token_id(config.action_token)  # refuses a text that is several tokens
+        state = embodiment.state_dim if config.state == "head" else 0
+        hidden = backbone.hidden_size
+        self.head = MLPResNet(hidden + state, config.head_width or 2 * hidden, embodiment.action_dim, config.head_blocks)
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """The language head is not read here; where it is not tied to the embeddings it must not wait for gradients."""
+        vlm = self.backbone.vlm
+        if vlm.lm_head.weight is not vlm.get_input_embeddings().weight:
+            vlm.lm_head.requires_grad_(False)
+
+    def normalized_actions(self, batch: Batch) -> Tensor:
+        """Predicted chunks in normalised units, float32 (B, H, D)."""
+        texts = [self.config.prompt.format(instruction=t, horizon=self.horizon) for t in batch.instructions]
+        images = [batch.images[name] for name in self.embodiment.camera_names]
+        queries = self.config.action_token * self.horizon
+        hidden = self.backbone.encode(images, texts, suffix=queries).hidden[:, -self.horizon :].float()  # (B, H, hidden)
+        if self.config.state == "head" and self.embodiment.state_dim:
+            state = self.normalized_state(batch)
+            if state is None:
+                raise ConfigError("the batch has no state, and this policy was made with state='head'")
+            hidden = torch.cat([hidden, state[:, None].expand(-1, self.horizon, -1)], dim=-1)
+        return self.head(hidden)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`{"action_l1": ...}`, the mean over entries inside the episode."""
+        if batch.action is None:
+            raise ConfigError("a training batch needs actions")
+        target = self.normalizers["action"].normalize(batch.action)
+        error = (self.normalized_actions(batch) - target).abs().mean(-1)  # (B, H)
+        mask = torch.ones_like(error) if batch.mask is None else batch.mask.float()
+        return {"action_l1": (error * mask).sum() / mask.sum().clamp(min=1)}
+
+    def predict_action(self, batch: Batch, prefix: Tensor | None = None) -> Tensor:
+        """(B, H, D) in the embodiment's units."""
+        if prefix is not None:
+            raise ConfigError("Qwen-OFT plans a chunk in one piece and cannot continue a prefix", "use a flow policy")
+        return self.normalizers["action"].unnormalize(self.normalized_actions(batch))

@@ -1,0 +1,219 @@
+"""Tiny Qwen-VL models, made on the spot: the true architectures of `transformers` with about a million parameters.
+
+The result is an ordinary model folder that `AutoModelForImageTextToText`, `AutoTokenizer` and `load_processor` read offline,
+so the same code path takes `Qwen/Qwen3-VL-4B-Instruct` by name. Weights are random until `vla-agents pretrain-tiny`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vla_agents.errors import ConfigError, UnknownNameError
+
+FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+ACTION_TOKEN = "🔍"
+
+_SPECIAL = (
+    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>",
+    "<|box_end|>", "<|quad_start|>", "<|quad_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>",
+    "<|image_pad|>", "<|video_pad|>",
+)  # fmt: skip
+
+# ChatML with image and video placeholders: what Qwen-VL processors expect, without tools and system prompt.
+_CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{% if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' -%}<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part['type'] == 'video' -%}<|vision_start|><|video_pad|><|vision_end|>
+{%- else -%}{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+# How Qwen splits text before merging: contractions, words, single digits, punctuation, white space.
+_SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True)
+class TinySize:
+    """Shape of a tiny Qwen-VL.
+
+    `hidden`, `layers`, `heads`, `mlp` describe the language model, `vision_*` the vision tower; an image of
+    `image_size` pixels becomes (image_size / patch / merge)² tokens.
+    """
+
+    hidden: int = 96
+    layers: int = 3
+    heads: int = 3
+    mlp: int = 256
+    vision_hidden: int = 96
+    vision_layers: int = 3
+    vision_heads: int = 3
+    patch: int = 8
+    merge: int = 2
+    image_size: int = 64
+    vocabulary: int = 512
+
+
+def make_tokenizer(corpus: Iterable[str], vocabulary: int = 512) -> Any:
+    """A byte-level BPE tokenizer in Qwen's manner: its splitting rule, special tokens and chat template.
+
+    Args:
+        corpus: Sentences to learn merges from; any other text still encodes, byte by byte.
+        vocabulary: Size without the special tokens.
+    """
+    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(corpus, trainer)
+    tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in _SPECIAL])
+    tokenizer.add_tokens([AddedToken(ACTION_TOKEN, normalized=False)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        additional_special_tokens=list(_SPECIAL[1:]),
+        model_max_length=4096,
+        padding_side="left",
+        chat_template=_CHAT_TEMPLATE,
+    )
+
+
+def make_tiny_vlm(
+    folder: str | Path,
+    *,
+    family: str = "qwen3_vl",
+    size: TinySize | None = None,
+    corpus: Iterable[str] = (),
+    pixel_mean: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
+    seed: int = 0,
+) -> Path:
+    """Write a randomly initialised tiny Qwen-VL with tokenizer and image processor to a folder.
+
+    Args:
+        folder: Where to write; made if missing.
+        family: `"qwen3_vl"` or `"qwen2_5_vl"`.
+        size: Its shape.
+        corpus: Sentences the tokenizer learns from.
+        pixel_mean: Mean of the pixels the model will see, per channel in [0, 1].
+        pixel_std: Their spread. With the data's own values a model this small learns to see at all.
+        seed: Of the weights; the global generator is left alone.
+
+    Returns:
+        The folder.
+    """
+    if family not in FAMILIES:
+        raise UnknownNameError("Qwen-VL family", family, FAMILIES)
+    from transformers import AutoModelForImageTextToText
+
+    size = size or TinySize()
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer(corpus or ["pick up the red block"], size.vocabulary)
+    config = _config(family, size, tokenizer)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
+        _spread_position_embeddings(model)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    _image_processor(size, pixel_mean, pixel_std).save_pretrained(folder)
+    return folder
+
+
+def _spread_position_embeddings(model: nn.Module) -> None:
+    """Learned vision positions at std 0.5 instead of 0.02: what lets so small a model learn where things are."""
+    position = getattr(model.model.visual, "pos_embed", None)  # type: ignore[union-attr]
+    if position is not None:
+        nn.init.normal_(position.weight, std=0.5)
+
+
+def _image_processor(size: TinySize, mean: tuple[float, ...], std: tuple[float, ...]) -> Any:
+    import transformers
+
+    kind = getattr(transformers, "Qwen2VLImageProcessorPil", None) or transformers.Qwen2VLImageProcessor
+    return kind(
+        patch_size=size.patch,
+        merge_size=size.merge,
+        temporal_patch_size=2,
+        image_mean=list(mean),
+        image_std=list(std),
+        size={"shortest_edge": (size.patch * size.merge) ** 2, "longest_edge": 512 * 512},
+    )
+
+
+def _config(family: str, size: TinySize, tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
+
+    head = size.hidden // size.heads
+    if size.hidden % size.heads or head % 2:
+        raise ConfigError(f"hidden {size.hidden} must be an even multiple of heads {size.heads}")
+    quarter = head // 8
+    rest = (head // 2 - quarter) // 2
+    sections = [quarter, rest, head // 2 - quarter - rest]  # temporal, height, width share half a head
+    token = tokenizer.convert_tokens_to_ids
+    special = {
+        "image_token_id": token("<|image_pad|>"),
+        "video_token_id": token("<|video_pad|>"),
+        "vision_start_token_id": token("<|vision_start|>"),
+        "vision_end_token_id": token("<|vision_end|>"),
+    }
+    text: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": size.hidden,
+        "intermediate_size": size.mlp,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.heads,
+        "max_position_embeddings": 4096,
+        "pad_token_id": tokenizer.pad_token_id,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": sections},
+    }
+    vision: dict[str, Any] = {
+        "depth": size.vision_layers,
+        "hidden_size": size.vision_hidden,
+        "intermediate_size": 3 * size.vision_hidden,
+        "num_heads": size.vision_heads,
+        "patch_size": size.patch,
+        "spatial_merge_size": size.merge,
+        "out_hidden_size": size.hidden,
+        "temporal_patch_size": 2,
+    }
+    if family == "qwen3_vl":
+        text |= {"head_dim": head}
+        text["rope_parameters"] |= {"mrope_interleaved": True}
+        grid = max(16, math.ceil(size.image_size / size.patch))
+        vision |= {"num_position_embeddings": grid**2, "deepstack_visual_indexes": [0, 1][: size.vision_layers - 1]}
+        return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
+    text |= {"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
+    window = size.patch * size.merge * 4
+    vision |= {"window_size": window, "fullatt_block_indexes": [size.vision_layers - 1]}
+    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)

@@ -1,0 +1,82 @@
+"""What a training run is made of; the docstrings are the `--help`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vla_agents.policies.qwen_oft import QwenOFTConfig
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """How a gradient becomes a step."""
+
+    kind: Literal["muon", "adamw"] = "adamw"
+    """muon: Muon for the matrices and AdamW for the rest (what lets tiny models learn); adamw: AdamW for all."""
+    lr: float = 1e-4
+    """Peak learning rate of AdamW."""
+    muon_lr: float = 0.02
+    """Peak learning rate of Muon."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay, on matrices only."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's running-average factors."""
+    warmup: int = 50
+    """Steps of linear warm-up."""
+    final_lr: float = 0.02
+    """Learning rate at the end of the cosine, as a share of the peak."""
+    clip: float = 1.0
+    """Largest gradient norm; larger ones are scaled down."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Behaviour cloning of a policy from recorded episodes."""
+
+    dataset: tuple[str, ...] = ()
+    """Folders of recorded episodes (LeRobot or HDF5); several are put together."""
+    out: str = "runs/train"
+    """Run folder: checkpoints, metrics, TensorBoard, run.yaml."""
+    policy: Literal["qwen_oft"] = "qwen_oft"
+    """Which policy."""
+    model: QwenOFTConfig = field(default_factory=QwenOFTConfig)
+    """The policy's configuration."""
+    init_from: str | None = None
+    """Checkpoint whose weights to start from (its embodiment must fit the data)."""
+    normalization: dict[str, str] = field(default_factory=dict)
+    """Mode per part (mean_std, min_max, q01_q99, none); '*' for all parts; default: q01_q99, binary grippers none."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimiser."""
+    steps: int = 2000
+    """Optimiser steps."""
+    batch_size: int = 32
+    """Samples per micro-batch and process."""
+    accumulation: int = 1
+    """Micro-batches per optimiser step; the step equals that of one large batch."""
+    first_steps: int = 4
+    """How many leading steps of an episode count as its beginning ..."""
+    first_steps_weight: float = 1.0
+    """... and how much more often those are drawn: there the state says nothing and the policy must look."""
+    validation_share: float = 0.05
+    """Share of the episodes held out for the validation loss."""
+    validate_every: int = 200
+    """Steps between validations (and closed-loop evaluations where an env is given)."""
+    save_every: int = 500
+    """Steps between checkpoints one can resume from; 0: only at the end."""
+    log_every: int = 10
+    """Steps between lines of metrics.jsonl."""
+    ema: float = 0.0
+    """Decay of an exponential moving average of the weights, which is what gets validated and saved; 0 turns it off."""
+    seed: int = 0
+    """Of the head's initialisation and the order of samples."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to train."""
+    mixed_precision: Literal["no", "bf16"] = "no"
+    """Autocast of the forward pass."""
+    threads: int = 0
+    """CPU threads; 0 leaves torch's choice."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder."""
+    tensorboard: bool = True
+    """Write TensorBoard event files beside metrics.jsonl."""

@@ -1,0 +1,59 @@
+"""Optimisers and their schedule.
+
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of matrices; embeddings, the
+last layer of a head, norms and biases take AdamW.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from vla_agents.train.config import OptimizerConfig
+
+
+def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
+    """One or two optimisers over the parameters that want gradients."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    matrices = [p for name, p in named if config.kind == "muon" and _is_inner_matrix(name, p)]
+    taken = {id(p) for p in matrices}
+    rest = [p for _, p in named if id(p) not in taken]
+    groups = [
+        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay if not matrices else 0.0},
+        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(
+            torch.optim.Muon(
+                matrices,
+                lr=config.muon_lr,
+                momentum=0.95,
+                weight_decay=config.weight_decay,
+                adjust_lr_fn="original",
+            )
+        )
+    if groups:
+        fused = all(p.is_floating_point() for p in rest)
+        optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused))
+    return optimizers
+
+
+def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
+    """Matrices between hidden layers: no embeddings, and not the layer that gives the actions."""
+    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name and not name.endswith("head.fc2.weight")
+
+
+def make_schedules(optimizers: list[torch.optim.Optimizer], config: OptimizerConfig, steps: int) -> list[LambdaLR]:
+    """Linear warm-up, then a cosine down to `final_lr` of the peak."""
+
+    def factor(step: int) -> float:
+        warm = min(1.0, (step + 1) / max(1, config.warmup))
+        share = min(1.0, step / max(1, steps))
+        return warm * (config.final_lr + (1 - config.final_lr) * 0.5 * (1 + math.cos(math.pi * share)))
+
+    return [LambdaLR(optimizer, factor) for optimizer in optimizers]

@@ -1,0 +1,96 @@
+"""A strategy says which batches come next and sees the metrics; the Trainer only takes the gradient step."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from vla_agents.errors import TrainingError
+from vla_agents.policies.policy import Batch
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """What the Trainer asks for."""
+
+    def batches(self, step: int, count: int, rank: int, world: int) -> list[Batch]:
+        """The micro-batches of one optimiser step for one of `world` processes: a pure function of its arguments and
+        of the state that `state_dict` returns, so that a resumed run sees what the unbroken one would have."""
+
+    def validation(self) -> list[Batch]:
+        """Fixed batches for the validation loss; empty where nothing is held out."""
+
+    def observe(self, step: int, metrics: dict[str, float]) -> None:
+        """Sees the metrics of every validation."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What must survive a restart, as plain data."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict`."""
+
+
+class WindowSource(Protocol):
+    """What behaviour cloning needs of a dataset (see `vla_agents.data.windows`)."""
+
+    step_of: np.ndarray
+
+    def __len__(self) -> int: ...
+
+    def get_batch(self, indices: np.ndarray) -> dict[str, Any]:
+        """Arrays for the windows that start at these rows."""
+
+
+class BehaviourCloning:
+    """Windows drawn at random, with replacement, the beginnings of episodes more often if wanted.
+
+    Args:
+        train: Windows to learn from.
+        validation: Windows held out.
+        batch_size: Samples per micro-batch.
+        seed: The draw of step s on rank r depends on (seed, s, r) alone.
+        first_steps: How many leading steps are the beginning of an episode.
+        first_steps_weight: How much more often those are drawn.
+    """
+
+    def __init__(
+        self,
+        train: WindowSource,
+        validation: WindowSource | None,
+        batch_size: int,
+        seed: int = 0,
+        first_steps: int = 4,
+        first_steps_weight: float = 1.0,
+    ) -> None:
+        if len(train) == 0:
+            raise TrainingError("there is nothing to train on: the dataset has no steps", "record episodes first")
+        self.train, self.held_out = train, validation
+        self.batch_size, self.seed = batch_size, seed
+        weights = np.where(train.step_of < first_steps, first_steps_weight, 1.0)
+        self._cumulative = np.cumsum(weights / weights.sum())
+
+    def batches(self, step: int, count: int, rank: int = 0, world: int = 1) -> list[Batch]:
+        """`count` micro-batches of `batch_size` samples."""
+        rng = np.random.default_rng([self.seed, step, rank, 0xBC])
+        draws = rng.random((count, self.batch_size))
+        rows = np.minimum(np.searchsorted(self._cumulative, draws), len(self.train) - 1)
+        return [Batch.from_numpy(self.train.get_batch(row)) for row in rows]
+
+    def validation(self) -> list[Batch]:
+        """The held-out windows in order, at most some two thousand of them, evenly spread."""
+        if self.held_out is None or len(self.held_out) == 0:
+            return []
+        stride = max(1, len(self.held_out) // 2048)
+        rows = np.arange(0, len(self.held_out), stride)
+        return [Batch.from_numpy(self.held_out.get_batch(part)) for part in np.split(rows, range(128, len(rows), 128))]
+
+    def observe(self, step: int, metrics: dict[str, float]) -> None:
+        """Behaviour cloning does not react."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the draw is a function of the step."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing to restore."""

@@ -1,0 +1,293 @@
+"""The Trainer takes gradient steps; which batches come is the strategy's affair, how good a policy acts is told it by a callable.
+
+One optimiser step sees `accumulation` micro-batches on each process. Every micro-batch's mean loss is weighed by its share of
+all valid entries of the step, so the step equals that of one large batch. A run folder:
+
+    run.yaml  metrics.jsonl  tensorboard/
+    checkpoints/step_000500/    a policy checkpoint, and training/ beside it (optimisers, schedules, RNG, strategy)
+    best -> checkpoints/...     last -> checkpoints/...     links, moved only when what they name is complete
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from vla_agents.errors import TrainingError
+from vla_agents.policies.policy import Batch, Policy
+from vla_agents.train.checkpoints import load_training_state, newest_checkpoint, point, prune, save_checkpoint
+from vla_agents.train.config import TrainConfig
+from vla_agents.train.metrics import MetricsLog, TrainingBar, truncate_after
+from vla_agents.train.optimizers import make_optimizers, make_schedules
+from vla_agents.train.strategy import Strategy
+
+# Given the policy (in eval mode) and the step; returns metrics, of which "success" decides what is best.
+Evaluate = Callable[[Policy, int], dict[str, float]]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        step: Optimiser steps taken.
+        best: Checkpoint folder of the best validation (or closed-loop success).
+        last: Checkpoint folder of the last step.
+        metrics: The last validation's metrics.
+        seconds: Wall time of this call.
+        interrupted: Stopped by Ctrl-C; `last` is where to go on.
+    """
+
+    step: int
+    best: Path
+    last: Path
+    metrics: dict[str, float]
+    seconds: float
+    interrupted: bool
+
+
+class Trainer:
+    """Trains a policy.
+
+    Args:
+        policy: The policy.
+        strategy: What to train on.
+        config: Steps, optimiser, run folder, ...
+        evaluate: Closed-loop evaluation at every validation; None validates on the loss alone.
+        title: For the progress bar.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        strategy: Strategy,
+        config: TrainConfig,
+        evaluate: Evaluate | None = None,
+        title: str = "training",
+    ) -> None:
+        self.config, self.strategy, self.evaluate, self.title = config, strategy, evaluate, title
+        self.out = Path(config.out)
+        cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
+        self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
+        self.policy = policy
+        raw_optimizers = make_optimizers(policy, config.optimizer)
+        self.schedules = make_schedules(raw_optimizers, config.optimizer, config.steps)
+        self.model: Any = self.accelerator.prepare(policy)
+        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in raw_optimizers]
+        self.ema = {n: p.detach().clone() for n, p in policy.named_parameters()} if config.ema else {}
+        self.step = 0
+        self.best_score = -math.inf
+        self.metrics: dict[str, float] = {}
+        self._stop = False
+
+    def fit(self) -> TrainResult:
+        """Train to `config.steps`, or until Ctrl-C (which saves)."""
+        started = time.monotonic()
+        self.out.mkdir(parents=True, exist_ok=True)
+        if self.config.resume:
+            self._resume()
+        main = self.accelerator.is_main_process
+        log = MetricsLog(self.out, tensorboard=self.config.tensorboard) if main else None
+        try:
+            with self._ctrl_c(), TrainingBar(self.config.steps, self.title, show=main) as bar:
+                self._loop(bar, log)
+        finally:
+            if log is not None:
+                log.close()
+        last = self.out / "last"
+        best = self.out / "best" if (self.out / "best").exists() else last
+        return TrainResult(self.step, best.resolve(), last.resolve(), self.metrics, time.monotonic() - started, self._stop)
+
+    def _loop(self, bar: TrainingBar, log: MetricsLog | None) -> None:
+        config = self.config
+        average, samples, clock = 0.0, 0, time.monotonic()
+        while self.step < config.steps and not self._stop:
+            losses, norm = self._train_step()
+            self.step += 1
+            total = sum(losses.values())
+            average = total if self.step == 1 else 0.95 * average + 0.05 * total
+            samples += config.batch_size * config.accumulation * self.accelerator.num_processes
+            if self.step % config.log_every == 0 or self.step == config.steps:
+                rate = samples / max(1e-9, time.monotonic() - clock)
+                samples, clock = 0, time.monotonic()
+                bar.update(self.step, loss=average, **{"samples/s": f"{rate:.0f}"}, **self._shown())
+                if log is not None:
+                    lr = self.schedules[-1].get_last_lr()[0]
+                    log.write(self.step, loss=total, **losses, grad_norm=norm, lr=lr, samples_per_second=rate)
+            at_end = self.step == config.steps or self._stop
+            validated = at_end or self.step % config.validate_every == 0
+            if validated:
+                self._validate(log)
+                clock = time.monotonic()
+            if at_end or validated or (config.save_every and self.step % config.save_every == 0):
+                self._save(validated)
+        if self._stop:
+            bar.message(f"Stopped at step {self.step}; saved in {self.out / 'last'}. Go on with --resume.")
+
+    # ---- one step -----------------------------------------------------------------------------------------
+    def _train_step(self) -> tuple[dict[str, float], float]:
+        accelerator = self.accelerator
+        batches = self.strategy.batches(
+            self.step, self.config.accumulation, accelerator.process_index, accelerator.num_processes
+        )
+        batches = [batch.to(accelerator.device) for batch in batches]
+        counts = torch.tensor([_valid(batch) for batch in batches], dtype=torch.float64, device=accelerator.device)
+        everything = float(accelerator.reduce(counts.sum(), "sum"))
+        self.model.train()
+        sums: dict[str, Tensor] = {}
+        for index, batch in enumerate(batches):
+            share = float(counts[index]) / everything * accelerator.num_processes
+            last = index == len(batches) - 1
+            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
+                with accelerator.autocast():
+                    losses = self.model(batch)
+                total = torch.stack([loss.float() for loss in losses.values()]).sum() * share
+                accelerator.backward(total)
+            for name, loss in losses.items():
+                sums[name] = sums.get(name, torch.zeros((), device=accelerator.device)) + loss.detach().float() * share
+        values = {name: float(accelerator.reduce(value, "mean")) for name, value in sums.items()}
+        self._check_finite(values, batches)
+        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
+        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
+            optimizer.step()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+        self._update_ema()
+        return values, float(norm)
+
+    def _check_finite(self, losses: dict[str, float], batches: list[Batch]) -> None:
+        if all(math.isfinite(value) for value in losses.values()):
+            return
+        for batch in batches:
+            for name, tensor in (("action", batch.action), ("state", batch.state)):
+                if tensor is not None and not torch.isfinite(tensor).all():
+                    row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
+                    raise TrainingError(
+                        f"step {self.step}: the {name} of sample {row} ({batch.instructions[row]!r}) is not finite",
+                        "find the episode with `vla-agents info DATASET` and mend or leave it out",
+                    )
+        raise TrainingError(
+            f"step {self.step}: the loss is not finite: {losses}",
+            f"use a smaller learning rate; the last good checkpoint is {self.out / 'last'}",
+        )
+
+    def _update_ema(self) -> None:
+        if not self.ema:
+            return
+        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # short memory at first
+        with torch.no_grad():
+            for name, parameter in self.policy.named_parameters():
+                self.ema[name].lerp_(parameter.detach(), 1 - decay)
+
+    @contextlib.contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the policy has the averaged weights (where an average is kept)."""
+        if not self.ema:
+            yield
+            return
+        raw = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
+        self._set_weights(self.ema)
+        try:
+            yield
+        finally:
+            self._set_weights(raw)
+
+    def _set_weights(self, values: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for name, parameter in self.policy.named_parameters():
+                parameter.copy_(values[name])
+
+    # ---- validation and checkpoints -----------------------------------------------------------------------
+    def _validate(self, log: MetricsLog | None) -> None:
+        self.policy.eval()
+        metrics: dict[str, float] = {}
+        with self._averaged():
+            batches = self.strategy.validation()
+            if batches:
+                metrics["val_loss"] = self._validation_loss(batches)
+            if self.evaluate is not None and self.accelerator.is_main_process:
+                metrics |= self.evaluate(self.policy, self.step)
+        self.accelerator.wait_for_everyone()
+        self.metrics = metrics
+        self.strategy.observe(self.step, metrics)
+        if log is not None and metrics:
+            log.write(self.step, **metrics)
+
+    @torch.no_grad()
+    def _validation_loss(self, batches: list[Batch]) -> float:
+        total, count = 0.0, 0
+        for batch in batches:
+            with self.accelerator.autocast():
+                losses = self.policy(batch.to(self.accelerator.device))
+            valid = _valid(batch)
+            total += float(sum(losses.values())) * valid
+            count += valid
+        return total / max(1, count)
+
+    def _score(self) -> float:
+        if "success" in self.metrics:
+            return self.metrics["success"]
+        return -self.metrics.get("val_loss", math.inf)
+
+    def _shown(self) -> dict[str, float]:
+        return {key: self.metrics[key] for key in ("val_loss", "success") if key in self.metrics}
+
+    def _save(self, validated: bool) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        better = validated and self._score() >= self.best_score
+        if better:
+            self.best_score = self._score()
+        raw = {n: p.detach().clone() for n, p in self.policy.named_parameters()} if self.ema else None
+        with self._averaged():
+            folder = save_checkpoint(self, raw)
+        point(self.out / "last", folder)
+        if better or not (self.out / "best").exists():
+            point(self.out / "best", folder)
+        prune(self.out)
+
+    def _resume(self) -> None:
+        folder = newest_checkpoint(self.out)
+        if folder is None:
+            raise TrainingError(f"{self.out}: nothing to resume from", "leave out --resume to start a new run")
+        load_training_state(self, folder)
+        truncate_after(self.out / "metrics.jsonl", self.step)
+
+    @contextlib.contextmanager
+    def _ctrl_c(self) -> Iterator[None]:
+        """The first Ctrl-C finishes the step and saves; the second one is the usual KeyboardInterrupt."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        previous = signal.getsignal(signal.SIGINT)
+
+        def ask_to_stop(number: int, frame: FrameType | None) -> None:
+            self._stop = True
+            signal.signal(signal.SIGINT, previous)
+
+        signal.signal(signal.SIGINT, ask_to_stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+
+def _valid(batch: Batch) -> int:
+    """Number of entries a batch's mean loss is a mean over."""
+    if batch.mask is not None:
+        return int(batch.mask.sum())
+    return len(batch) if batch.action is None else batch.action.shape[0] * batch.action.shape[1]
+
+
