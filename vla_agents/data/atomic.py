@@ -1,6 +1,6 @@
 """Files that are on disk whole or not at all: temporary name, fsync, rename, fsync of the folder.
 
-Every operation that touches the disk calls `hook` first, so that a test can stop the world between any two of them.
+Every operation that changes the disk calls `hook` first, so that a test can stop the world between any two.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ hook: Callable[[str, Path], None] = _no_hook
 
 
 class TempFile:
-    """A file being written under a temporary name; has the `write`, `seek` and `tell` that a muxer needs.
+    """A file being written under a temporary name; has what a muxer and HDF5 ask of a file.
 
     Args:
         path: The temporary name; its folder must exist.
@@ -40,7 +40,7 @@ class TempFile:
         hook("open", path)
         self.path = path
         self.durable = durable
-        self._file = open(path, "wb", buffering=0)
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by finish or abandon
 
     def write(self, data: bytes) -> int:
         """Write all of `data`; a short write (the disk filled up) is continued, so that the error shows."""
@@ -61,6 +61,21 @@ class TempFile:
         """As of a file."""
         return 0 if self._file.closed else self._file.tell()
 
+    def read(self, size: int = -1) -> bytes:
+        """As of a file; HDF5 reads back what it wrote."""
+        return b"" if self._file.closed else self._file.read(size)
+
+    def readinto(self, buffer: memoryview) -> int:
+        """As of a file."""
+        return 0 if self._file.closed else self._file.readinto(buffer) or 0
+
+    def truncate(self, size: int) -> int:
+        """As of a file."""
+        return size if self._file.closed else self._file.truncate(size)
+
+    def flush(self) -> None:
+        """Nothing: there is no buffer."""
+
     def finish(self) -> None:
         """Bring the bytes to the disk (where `durable`) and close."""
         if self.durable:
@@ -77,9 +92,9 @@ class TempFile:
 class Transaction:
     """Several files that appear in a fixed order, the last of which makes the others count.
 
-    Everything is written and fsynced under temporary names by `write` (or `stage`, for a file that somebody else wrote);
-    `commit` renames them in the order given. The last one is the commit point: it is renamed only when all the others,
-    and the folders that name them, are on disk.
+    Everything is written and fsynced under temporary names by `write` (or `stage`, for a file that somebody else
+    wrote); `commit` renames them in the order given. The last one is the commit point: it is renamed only when
+    all the others, and the folders that name them, are on disk.
 
     Args:
         root: The dataset's folder.
@@ -172,7 +187,7 @@ def remove(path: Path) -> None:
 
 
 class FolderLock:
-    """At most one writer per dataset: a lock file held with `flock`, which the kernel frees however the holder dies.
+    """At most one writer per dataset: a lock file, whose `flock` the kernel frees however the holder dies.
 
     Args:
         root: The dataset's folder, which must exist.

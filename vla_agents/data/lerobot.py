@@ -1,7 +1,7 @@
 """The layout of a LeRobot v3.0 dataset: names of files and features, `meta/info.json`, tasks.
 
-Facts of the format: `docs/data.md`. Ours is a plain v3.0 dataset with some more features and `meta/embodiment.json`,
-which LeRobot ignores.
+Facts of the format: `docs/data.md`. Ours is a plain v3.0 dataset with some more features and
+`meta/embodiment.json`, which LeRobot ignores.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHUNK = 1000  # files per folder
 IMAGES = "observation.images."
 STATE = "observation.state"
 ACTION = "action"
-# Not "action.executed": LeRobot takes every feature whose name starts with "action" for something to be predicted.
+# Not "action.executed": LeRobot takes every feature whose name starts with "action" for something to predict.
 EXECUTED = "executed_action"
 SUCCESS = "vla_agents/success"  # columns of ours in meta/episodes
 METADATA = "vla_agents/metadata"
@@ -115,11 +115,9 @@ class Info:
         """Camera name -> its feature, colour cameras only."""
         found = {}
         for key, feature in self.features.items():
-            if feature["dtype"] in ("video", "image") and not (feature.get("info") or {}).get(
-                "is_depth_map", False
-            ):
-                if image_shape(feature)[2] == 3:
-                    found[key.removeprefix(IMAGES).removeprefix("observation.")] = key
+            picture = feature["dtype"] in ("video", "image") and image_shape(feature)[2] == 3
+            if picture and not (feature.get("info") or {}).get("is_depth_map", False):
+                found[key.removeprefix(IMAGES).removeprefix("observation.")] = key
         return found
 
     def _check(self) -> None:
@@ -129,29 +127,25 @@ class Info:
             raise DatasetError(
                 file,
                 f"codebase_version is {version!r}; this version of vla_agents reads v3.0 only",
-                "convert it with LeRobot's `python -m lerobot.datasets.v30.convert_dataset_v21_to_v30` (v2.1), "
-                "or wait for the version that reads v2.0 and v2.1",
+                "v2.1: convert it with LeRobot's `lerobot.scripts.convert_dataset_v21_to_v30` "
+                "--push-to-hub=false; reading v2.0 and v2.1 directly comes with a later version",
             )
         if version != VERSION:
             raise DatasetError(
                 file, f"codebase_version is {version!r}, known: 'v3.0'", "convert it with LeRobot"
             )
-        for key, kind in (
-            ("fps", int | float),
-            ("total_episodes", int),
-            ("total_frames", int),
-            ("features", dict),
-        ):
+        for key, least in (("fps", 1e-9), ("total_episodes", 0), ("total_frames", 0)):
             value = self.raw.get(key)
-            if not isinstance(value, kind) or isinstance(value, bool) or (kind is not dict and value < 0):
-                raise DatasetError(file, f"field {key!r} is {value!r}", "copy the dataset again")
-        if not self.raw["fps"] > 0:
-            raise DatasetError(file, f"field 'fps' is {self.raw['fps']!r}", "copy the dataset again")
+            good = isinstance(value, int) or (key == "fps" and isinstance(value, float))
+            if not good or isinstance(value, bool) or not least <= value < 1e12:
+                raise DatasetError(file, f"field {key!r} is {value!r}, expected a number", _COPY)
+        if not isinstance(self.raw.get("features"), dict):
+            raise DatasetError(file, "field 'features' is missing, or not an object", _COPY)
         for key, feature in self.features.items():
             good = isinstance(feature, dict) and isinstance(feature.get("dtype"), str)
             good = good and isinstance(feature.get("shape"), list | tuple)
             if not good or not all(isinstance(n, int) and n > 0 for n in feature["shape"]):
-                raise DatasetError(file, f"feature {key!r} has no valid dtype and shape: {feature!r}")
+                raise DatasetError(file, f"feature {key!r} has no valid dtype and shape: {feature!r}", _COPY)
             if feature["dtype"] in ("video", "image"):
                 if not _NAME.fullmatch(key):
                     raise DatasetError(
@@ -170,6 +164,18 @@ class Info:
         """Path of a video file."""
         return self._resolve("video_path", VIDEO, video_key=key, chunk_index=chunk, file_index=file)
 
+    def _inside(self, path: Path) -> bool:
+        """Whether a path, all links followed, lies within the dataset."""
+        if path not in self._known_inside:
+            if not path.resolve().is_relative_to(self.path.resolve()):
+                return False
+            self._known_inside.add(path)
+        return True
+
+    @cached_property
+    def _known_inside(self) -> set[Path]:
+        return set()
+
     def _resolve(self, field: str, default: str, **values: Any) -> Path:
         template = self.raw.get(field) or default
         where = self.path / INFO
@@ -183,7 +189,7 @@ class Info:
                 where, f"field {field!r} is not a path template: {template!r} ({error})"
             ) from error
         found = self.path / relative
-        if not found.resolve().is_relative_to(self.path.resolve()):
+        if not self._inside(found.parent) or (found.is_symlink() and not self._inside(found)):
             raise DatasetError(
                 where,
                 f"field {field!r} = {template!r} leads out of the dataset",
@@ -192,6 +198,7 @@ class Info:
         return found
 
 
+_COPY = "copy the dataset again"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 

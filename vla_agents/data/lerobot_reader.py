@@ -25,8 +25,8 @@ _CACHED_FILES = 8
 class LeRobotReader:
     """Random access to the episodes of a LeRobot v3.0 dataset; may be used from several threads.
 
-    Only the index (meta/) is read at first. `meta/info.json` decides how many episodes there are: what a recording that was
-    killed left beyond that count is ignored.
+    Only the index (meta/) is read at first. `meta/info.json` decides how many episodes there are: what a recording
+    that was killed left beyond that count is ignored.
 
     Args:
         path: The folder that holds meta/ and data/.
@@ -74,7 +74,7 @@ class LeRobotReader:
             ) from None
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All numbers of the whole dataset, without pictures: feature -> (N,) or (N, D), in the order of the episodes."""
+        """All numbers of the dataset, without pictures: feature -> (N,) or (N, D), in the order of the episodes."""
         rows = [self._rows(k) for k in range(len(self))]
         if not rows:
             return {name: self._empty(name) for name in self._names}
@@ -82,8 +82,8 @@ class LeRobotReader:
 
     def images(self, index: int) -> dict[str, np.ndarray]:
         """Camera -> uint8 (T, H, W, 3) of one episode."""
-        rows = self._rows(self._checked(index))
-        return {name: self._images(index, name, rows) for name in self.embodiment.camera_names}
+        index = self._checked(index)
+        return self._decoded(index, self._rows(index))
 
     def read(self, index: int, *, images: bool = True) -> Episode:
         """One whole episode; `images=False` skips decoding (then `images` is empty)."""
@@ -99,7 +99,7 @@ class LeRobotReader:
         return Episode(
             embodiment=self.embodiment,
             instruction=self._instruction(index, rows),
-            images=self.images(index) if images else {},
+            images=self._decoded(index, rows) if images else {},
             state=rows.get(STATE),
             action=rows[ACTION],
             reward=rows.get("next.reward", np.zeros(length, np.float32)).astype(np.float32),
@@ -203,6 +203,9 @@ class LeRobotReader:
                 )
             return numbers.reshape(-1, size).astype(np.float32, copy=False)
         return numbers.astype(SCALARS[name], copy=False)
+
+    def _decoded(self, index: int, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        return {name: self._images(index, name, rows) for name in self.embodiment.camera_names}
 
     def _images(self, index: int, camera: str, rows: dict[str, np.ndarray]) -> np.ndarray:
         key = self.info.cameras[camera]

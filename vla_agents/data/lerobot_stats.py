@@ -1,7 +1,7 @@
 """Statistics in LeRobot's files: of each episode, and of the dataset, merged episode by episode.
 
-These are for LeRobot's tools. As there, a quantile of the dataset is the *envelope* of the episodes' quantiles (the
-smallest for q01, q10, q50; the largest for q90, q99), not a quantile of all values; `vla_agents.normalize` computes its own.
+These are for LeRobot's tools. As there, a quantile of the dataset is the *envelope* of the episodes' quantiles
+(the smallest for q01, q10, q50; the largest for q90, q99), not a quantile of all values.
 
 All features lie side by side in one vector, so that an episode costs a few numpy calls.
 """
@@ -18,7 +18,7 @@ from vla_agents.embodiment import Embodiment
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
 NAMES = ("min", "max", "mean", "std", *QUANTILES)
-_PIXELS = 1500  # per picture, at most
+_PIXELS = 500  # per picture, at most
 
 
 class Statistics:
@@ -143,8 +143,8 @@ def sample_pixels(image: np.ndarray) -> np.ndarray:
 
 def _pixel_statistics(sample: np.ndarray) -> np.ndarray:
     """(9, 3) of uint8 (N, 3), scaled to 0..1, through a histogram per channel."""
-    flat = sample.astype(np.int32) + np.array([0, 256, 512], np.int32)
-    counts = np.bincount(flat.ravel(), minlength=768).reshape(3, 256)
+    flat = sample.astype(np.intp) + np.array([0, 256, 512])
+    counts = np.bincount(flat.ravel(), minlength=768).reshape(3, 256).astype(np.float64)
     n = len(sample)
     mean = counts @ _LEVELS / n
     std = np.sqrt(np.maximum(counts @ _LEVELS**2 / n - mean**2, 0))

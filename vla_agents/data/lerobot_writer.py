@@ -1,9 +1,9 @@
 """Writes LeRobot v3.0: one parquet file per episode, one mp4 per episode and camera.
 
-What happens in `save`, in this order: videos, data, tasks, statistics, the episode's row in meta/episodes, and at last
-meta/info.json, whose `total_episodes` is the commit point. Each file is complete before it has its name, so whatever the
-instant of a `kill -9`, info.json counts only episodes that are whole. What is beyond the count is ignored by readers (also
-by LeRobot, which counts likewise), and cleaned away by `resume=True`.
+What `save` gives its name, in this order: videos, data, tasks, statistics, the episode's row in meta/episodes, and
+at last meta/info.json, whose `total_episodes` is the commit point. Each file is complete before it has its name, so
+whatever the instant of a `kill -9`, info.json counts only episodes that are whole. What is beyond the count is
+ignored by readers (also by LeRobot, which counts likewise), and cleaned away by `resume=True`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vla_agents.data import atomic, lerobot
 from vla_agents.data.episode import Step
 from vla_agents.data.lerobot import CHUNK, Info
 from vla_agents.data.lerobot_stats import Statistics, Total, sample_pixels
-from vla_agents.data.recorder import StepWriter, json_text
+from vla_agents.data.recorder import StepWriter, json_text, without_images
 from vla_agents.data.video import EncoderThread, VideoEncoder, VideoSettings
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, DatasetError
@@ -78,7 +78,9 @@ class LeRobotWriter(StepWriter):
             for c in embodiment.cameras
         }
         info = {name: settings.info() for name, settings in self._settings.items()}
-        self._features = lerobot.make_features(embodiment, info)
+        self._features_text = json.dumps(
+            lerobot.make_features(embodiment, info)
+        )  # most of info.json, and constant
         self._statistics = Statistics(embodiment)
         self._tasks: list[str] = []
         self._episodes = self._frames = 0
@@ -121,13 +123,13 @@ class LeRobotWriter(StepWriter):
             raise ConfigError(
                 f"{self.path}: has {info.fps} fps, asked to append at {self.fps}", f"pass fps={info.fps}"
             )
-        self._features = info.features
+        self._features_text = json.dumps(info.features)
         for name, settings in self._settings.items():
             old = info.features[lerobot.IMAGES + name].get("info", {})
             if (old.get("video.codec"), old.get("video.pix_fmt")) != (settings.codec, settings.pix_fmt):
                 raise ConfigError(
-                    f"{self.path}: camera {name!r} is stored as {old.get('video.codec')} {old.get('video.pix_fmt')}, "
-                    f"asked to append {settings.codec} {settings.pix_fmt}",
+                    f"{self.path}: camera {name!r} is stored as {old.get('video.codec')} "
+                    f"{old.get('video.pix_fmt')}, asked to append {settings.codec} {settings.pix_fmt}",
                     "pass the same codec and pix_fmt",
                 )
 
@@ -193,9 +195,8 @@ class LeRobotWriter(StepWriter):
             "splits": {"train": f"0:{episodes}"},
             "data_path": lerobot.DATA,
             "video_path": lerobot.VIDEO if self._settings else None,
-            "features": self._features,
         }
-        return json.dumps(info, indent=1).encode()
+        return f'{json.dumps(info, indent=1)[:-2]},\n "features": {self._features_text}\n}}\n'.encode()
 
     # ---- an episode ---------------------------------------------------------------------------------------
     def _start(self) -> None:
@@ -215,7 +216,7 @@ class LeRobotWriter(StepWriter):
             image = step.images[name]
             encoder.add(image)
             self._pixels[name].append(sample_pixels(image).copy())
-        self._columns.append(_without_images(step))
+        self._columns.append(without_images(step))
 
     def _finish(self, success: bool | None) -> int:
         assert self._instruction is not None
@@ -230,7 +231,7 @@ class LeRobotWriter(StepWriter):
         stats = self._statistics.episode(pixels, numbers)
         total = self._total.with_episode(stats, length)
         row = self._row(success, stats)
-        rows = row if self._rows is None else pa.concat_tables([self._rows, row])
+        rows = row if self._rows is None else pa.concat_tables([self._rows, row]).combine_chunks()
         *videos, data = self._episode_files(index)
         transaction = atomic.Transaction(self.path, durable=self.durable)
         try:
@@ -327,25 +328,6 @@ class LeRobotWriter(StepWriter):
         given = any(step.executed is not None for step in self._columns)
         columns[lerobot.HAS_EXECUTED] = pa.array([given])
         return pa.table(columns)
-
-
-def _without_images(step: Step) -> Step:
-    """The step's numbers, copied: the caller may reuse its buffers."""
-
-    def copy(value: np.ndarray | None) -> np.ndarray | None:
-        return None if value is None else np.array(value, np.float32)
-
-    return Step(
-        images={},
-        state=copy(step.state),
-        action=np.array(step.action, np.float32),
-        reward=step.reward,
-        terminated=step.terminated,
-        truncated=step.truncated,
-        intervened=step.intervened,
-        time=step.time,
-        executed=copy(step.executed),
-    )
 
 
 def _vector_array(values: np.ndarray) -> pa.Array:

@@ -104,13 +104,13 @@ class StepWriter(ABC):
         merged = {**self._common, **(metadata or {})}
         json_text(merged)
         if self._stale:
-            with _readable_errors(self, "reading the dataset again after an error"):
+            with _ReadableErrors(self, "reading the dataset again after an error"):
                 self._load()
             self._stale = False
         self._instruction, self._metadata = instruction, merged
         self._steps, self._failure = 0, None
         try:
-            with _readable_errors(self, "starting an episode"):
+            with _ReadableErrors(self, "starting an episode"):
                 self._start()
         except BaseException:
             self._instruction = None
@@ -122,7 +122,7 @@ class StepWriter(ABC):
         step.check(self.embodiment)
         if not np.isfinite(step.time) or not np.isfinite(step.reward):
             raise ConfigError(f"step {self._steps}: time {step.time} or reward {step.reward} is not finite")
-        with _readable_errors(self, "recording a step"):
+        with _ReadableErrors(self, "recording a step"):
             self._append(step)
         self._steps += 1
 
@@ -133,7 +133,7 @@ class StepWriter(ABC):
             raise RecordingError(f"{self.path}: the open episode has no steps", "add() some, or discard() it")
         success = None if success is None else bool(success)
         self._stale = True
-        with _readable_errors(self, "saving an episode"):
+        with _ReadableErrors(self, "saving an episode"):
             index = self._finish(success)
         self._stale = False
         self._instruction = None
@@ -211,8 +211,8 @@ class StepWriter(ABC):
             raise self._failure
 
 
-class _readable_errors:  # noqa: N801 - reads as a statement
-    """Turn an `OSError` into a `RecordingError` and remember it: the open episode can only be discarded then."""
+class _ReadableErrors:
+    """Turn an `OSError` into a `RecordingError` and remember it; the open episode can then only be discarded."""
 
     def __init__(self, writer: StepWriter, what: str) -> None:
         self._writer = writer
@@ -247,3 +247,22 @@ def json_text(metadata: dict[str, Any]) -> str:
         raise ConfigError(
             f"metadata cannot be stored as JSON: {error}", "use text, numbers, lists and dicts"
         ) from None
+
+
+def without_images(step: Step) -> Step:
+    """The step's numbers, copied: the caller may reuse its buffers."""
+
+    def copy(value: np.ndarray | None) -> np.ndarray | None:
+        return None if value is None else np.array(value, np.float32)
+
+    return Step(
+        images={},
+        state=copy(step.state),
+        action=np.array(step.action, np.float32),
+        reward=step.reward,
+        terminated=step.terminated,
+        truncated=step.truncated,
+        intervened=step.intervened,
+        time=step.time,
+        executed=copy(step.executed),
+    )

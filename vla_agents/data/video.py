@@ -1,7 +1,7 @@
 """Pictures to h264 and back, through PyAV.
 
-Small pictures are encoded on the spot, into memory; larger ones in a thread per camera, straight to a file. A full queue
-blocks and never drops, so that rows and frames cannot drift apart.
+Small pictures are encoded on the spot, into memory; larger ones in a thread per camera, straight to a file. A full
+queue blocks and never drops, so that rows and frames cannot drift apart.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class VideoSettings:
         codec: `"h264"` or `"av1"`.
         crf: Constant rate factor; lower is closer to the original.
         preset: The encoder's speed, or None for a fast one.
-        pix_fmt: `"yuv420p"`, `"yuv444p"`, or None: full colour resolution for small pictures, whose coloured parts are a
-            few pixels wide, and the usual 4:2:0 for larger ones.
+        pix_fmt: `"yuv420p"`, `"yuv444p"`, or None: full colour resolution for small pictures, whose coloured
+            parts are a few pixels wide, and the usual 4:2:0 for larger ones.
     """
 
     def __init__(
@@ -302,13 +302,13 @@ class _Converter:
                 f"a frame of {frame.height}x{frame.width} among those of {out.shape[0]}x{out.shape[1]}"
             )
         plane = self._reformatter.reformat(frame, format="rgb24", **self._single).planes[0]
-        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)
+        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
         out[:] = rows[: out.shape[0], : out.shape[1] * 3].reshape(out.shape)
 
 
 @cache
 def _single_thread() -> dict[str, Any]:
-    """`threads=1` where this PyAV has it: for small pictures its thread pool costs more than the conversion."""
+    """`threads=1` where this PyAV has it: for small pictures a thread pool costs more than the conversion."""
     import av
     from av.video.reformatter import VideoReformatter
 

@@ -1,7 +1,8 @@
-"""Windows over episodes held in memory: observation at t, actions t..t+H-1, and where the episode had already ended.
+"""Windows over episodes held in memory: observation at t, actions t..t+H-1, and where the episode had ended.
 
-For data sets that fit into memory (64x64 pictures: 12 kB each). Every picture is decoded once; a batch is then a few numpy
-index operations. Works with `torch.utils.data.DataLoader` (it has `__len__` and `__getitem__`), and needs no torch itself.
+For datasets that fit into memory (64x64 pictures: 12 kB each). Every picture is decoded once; a batch is then a few
+numpy index operations. Works with `torch.utils.data.DataLoader` (it has `__len__` and `__getitem__`), and needs no
+torch itself.
 """
 
 from __future__ import annotations
@@ -122,8 +123,9 @@ class WindowDataset:
             indices: (B,) of 0..len-1.
 
         Returns:
-            `images` {camera: uint8 (B, H, W, 3)}, `state` float32 (B, S), `instruction` list of B, `action` float32
-            (B, horizon, D) with the last one repeated past the episode's end, `mask` bool (B, horizon), False there.
+            `images` {camera: uint8 (B, H, W, 3)}, `state` float32 (B, S), `instruction` list of B, `action`
+            float32 (B, horizon, D) with the last one repeated past the episode's end, `mask` bool (B, horizon),
+            False there.
         """
         wanted = np.asarray(indices, np.int64)
         store, at, episodes = self._store, self._at[wanted], self.episode_of[wanted]
@@ -179,7 +181,7 @@ def required_bytes(embodiment: Embodiment, frames: int) -> int:
 
 
 def available_bytes() -> int | None:
-    """Memory that can be had without swapping (of the machine and of the container), or None where that is unknown."""
+    """Memory free without swapping (of the machine and of the container), or None where that is unknown."""
     found = []
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
