@@ -70,7 +70,8 @@ class Listener:
 class StepEvent:
     """One tick: what was seen, what the agent said, what came of it.
 
-    `time` is the monotonic time at which the observation was handed to the agent.
+    `time` is the monotonic time at which the observation was handed to the agent; `next_obs` is what was seen after
+    the action, at the end of an episode its last picture.
     """
 
     obs: Observation
@@ -80,6 +81,7 @@ class StepEvent:
     truncated: bool
     info: dict[str, Any]
     time: float
+    next_obs: Observation
 
 
 def rollout(
@@ -129,7 +131,11 @@ class _Open:
     reward: float = 0.0
 
     def finish(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> EpisodeResult:
-        plain = {k: v for k, v in info.items() if isinstance(v, str | bool | int | float) and k not in ("success", "task")}
+        plain = {
+            k: v
+            for k, v in info.items()
+            if isinstance(v, str | bool | int | float) and k not in ("success", "task")
+        }
         return EpisodeResult(
             seed=self.seed,
             task=str(info.get("task", "")),
@@ -203,7 +209,8 @@ class _Run:
             truncated = truncated or (self._max_steps is not None and episode.steps >= self._max_steps)
             free[slot] = terminated or truncated
             action = actions if self._slots.is_single else actions[slot]
-            event = StepEvent(before[slot], action, reward, terminated, truncated, info, now)
+            after = self._slots.single(slot)
+            event = StepEvent(before[slot], action, reward, terminated, truncated, info, now, after)
             for listener in self._listeners:
                 listener.on_step(slot, event)
             if free[slot]:

@@ -96,8 +96,8 @@ class CollectResult:
 def collect(config: CollectConfig, *, console: Console | None = None, progress: bool = True) -> CollectResult:
     """Record until the dataset has `config.episodes` episodes.
 
-    An episode is a function of its seed, and each is on disk whole or not at all. So an interrupted call that is
-    repeated with `resume=True` leads to the dataset that an uninterrupted one would have made (but for the
+    An episode is a function of its seed, and each is on disk whole or not at all. So an interrupted call that
+    is repeated with `resume=True` leads to the dataset that an uninterrupted one would have made (but for the
     capture times).
 
     Args:
@@ -189,7 +189,7 @@ def _seeds(first: int, recorder: Recorder, config: CollectConfig) -> Iterator[in
     while recorder.saved - before < (recorder.limit or 0):
         if _only_success(config) and recorder.failed_in_a_row >= GIVE_UP:
             raise RecordingError(
-                f"{config.env}: {GIVE_UP} episodes in a row failed, up to seed {seed - 1}, and none was saved",
+                f"{config.env}: {GIVE_UP} episodes in a row failed, up to seed {seed - 1}; none was saved",
                 "look at some with `vla-agents eval --agent expert --videos 4`, use less noise, "
                 "or keep failures too (only_success=False)",
             )

@@ -102,7 +102,9 @@ def _known_id(env_id: str, kwargs: dict[str, Any]) -> str:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise ConfigError(f"environment {env_id!r}: {error}", f"is {module!r} installed and importable?") from error
+            raise ConfigError(
+                f"environment {env_id!r}: {error}", f"is {module!r} installed and importable?"
+            ) from error
     if name not in gymnasium.registry:
         ours = [known for known in gymnasium.registry if "/" in known]
         raise UnknownNameError("environment", name, ours)
@@ -110,7 +112,9 @@ def _known_id(env_id: str, kwargs: dict[str, Any]) -> str:
     known = _options(spec)
     for key in kwargs:
         if known is not None and key not in known:
-            raise ConfigError(f"{name} has no option {key!r}{suggest(key, known)}", f"known: {', '.join(sorted(known))}")
+            raise ConfigError(
+                f"{name} has no option {key!r}{suggest(key, known)}", f"known: {', '.join(sorted(known))}"
+            )
     return name
 
 

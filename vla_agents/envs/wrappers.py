@@ -28,7 +28,9 @@ class ActionNoise(gymnasium.Wrapper):
         self.std, self.dims, self.probability = std, dims, probability
         self._rng = np.random.default_rng()
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Reset, and reseed the noise where a seed is given."""
         if seed is not None:
             self._rng = np.random.default_rng([seed, 0xDA57])
@@ -53,7 +55,9 @@ class SwappedInstruction(gymnasium.Wrapper):
     new instruction; `info["swapped_from"]` holds the old one.
     """
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Reset twice: once to learn what the seed would ask, once with another instruction."""
         if seed is None:  # a seedless second reset would draw another scene
             raise ConfigError("SwappedInstruction.reset needs a seed", "pass reset(seed=...)")
@@ -79,7 +83,9 @@ class Idle(gymnasium.Wrapper):
         self._asleep = False
         self._last: Any = None
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         """Fall asleep, or wake up and reset."""
         self._asleep = bool(options and options.get("idle"))
         if self._asleep:

@@ -1,0 +1,273 @@
+"""Closed-loop evaluation: an agent, an env, fixed seeds, a report.
+
+report = evaluate(env, agent, seeds=range(100_000, 100_100))       # as a library
+report = run_eval(EvalConfig(agent="runs/demo/best"))              # what `vla-agents eval` does
+"""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import rich
+from gymnasium.vector import VectorEnv
+from rich.console import Console
+
+from vla_agents.agent import Agent, Observation, PolicyAgent
+from vla_agents.arguments import Options, make_agent
+from vla_agents.chunking import make_chunker
+from vla_agents.config import save_yaml, to_dict
+from vla_agents.embodiment import embodiment_of
+from vla_agents.envs.vector import make_env, make_vec
+from vla_agents.envs.wrappers import SwappedInstruction
+from vla_agents.errors import ConfigError
+from vla_agents.eval.page import Section, write_page
+from vla_agents.eval.report import EvalReport, Timing
+from vla_agents.eval.video import Clip, VideoRecorder
+from vla_agents.progress import ProgressBar
+from vla_agents.rollout import EpisodeResult, Listener, rollout
+from vla_agents.versions import package_versions
+
+FIRST_SEED = 100_000  # recordings start at 0: what is evaluated has not been seen in training
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Evaluate an agent in closed loop."""
+
+    agent: str = "expert"
+    """Who acts: a checkpoint (folder or hub id), "expert" (the environment's own) or "random"."""
+    env: str = "vla_agents/Tabletop-v0"
+    """Id of the environment."""
+    env_args: Options = field(default_factory=dict)
+    """Options of the environment, e.g. task=lift image_size=64."""
+    episodes: int = 100
+    """Number of episodes."""
+    seed: int = FIRST_SEED
+    """Reset seed of the first episode; the next ones count up. Keep away from the seeds of the training data."""
+    num_envs: int = 8
+    """Environments side by side; the policy plans for all that need it in one batch."""
+    asynchronous: bool = False
+    """A process per environment."""
+    execute: int | None = None
+    """Actions of a chunk to carry out before planning anew; by default what the checkpoint says."""
+    ensemble: Literal["act", "cosine"] | None = None
+    """Plan at every step and average the chunks: ACT's exponential or CogACT's adaptive weights."""
+    device: str | None = None
+    """Where the policy runs, e.g. "cuda"; by default a GPU where there is one."""
+    swapped: bool = False
+    """The same scenes with another instruction each: the control that shows that language is used."""
+    max_steps: int | None = None
+    """Cut episodes off after so many steps, beside the environment's own limit."""
+    out: Path = Path("runs/eval")
+    """Folder for results.json, report.html and videos."""
+    videos: int = 6
+    """How many episodes to keep as videos, failures first."""
+    metrics: Path | None = None
+    """metrics.jsonl of a training run, for its curves on the page; by default that of the checkpoint's run."""
+
+
+def evaluate(
+    env: gymnasium.Env | VectorEnv,
+    agent: Agent,
+    seeds: Iterable[int],
+    *,
+    listeners: Sequence[Listener] = (),
+    max_steps: int | None = None,
+    config: dict[str, Any] | None = None,
+    keep_partial: bool = False,
+    title: str = "evaluating",
+    progress: bool = True,
+    console: Console | None = None,
+) -> EvalReport:
+    """Play one episode per seed and report.
+
+    Args:
+        env: A single env, or a vector env made by `make_vec`.
+        agent: Acts. Neither it nor the env is closed.
+        seeds: One per episode.
+        listeners: Told what happens, e.g. a `VideoRecorder`.
+        max_steps: Cut episodes off after so many steps.
+        config: Plain data about what is evaluated, kept in the report.
+        keep_partial: On Ctrl-C, return a report marked `partial` of the finished episodes instead of raising.
+        title: Of the progress bar.
+        progress: Whether to draw one.
+        console: Where it is drawn.
+    """
+    order = [int(seed) for seed in seeds]
+    timed, finished = _Timed(agent), _Finished()
+    partial = False
+    started = time.monotonic()
+    with ProgressBar(title, len(order), console=console, visible=progress) as bar:
+        try:
+            results = rollout(env, timed, order, [finished, *listeners, bar], max_steps=max_steps)
+        except KeyboardInterrupt:
+            if not keep_partial:
+                raise
+            partial = True
+            position = {seed: index for index, seed in enumerate(order)}
+            results = sorted(finished.results, key=lambda result: position[result.seed])
+    timing = Timing(
+        seconds=time.monotonic() - started,
+        act_seconds=timed.seconds,
+        actions=sum(result.steps for result in results),
+        episodes=tuple(result.seconds for result in results),
+    )
+    renderer = next((str(r.info["renderer"]) for r in results if "renderer" in r.info), "")
+    return EvalReport(tuple(results), dict(config or {}), package_versions(), renderer, timing, partial)
+
+
+def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bool = True) -> EvalReport:
+    """Evaluate as a config says; prints the table and writes `results.json`, `report.html`, `run.yaml`, `videos/`.
+
+    Raises:
+        KeyboardInterrupt: Ctrl-C, after the finished episodes were written (marked as partial).
+    """
+    _check(config)
+    console = console or rich.get_console()
+    config.out.mkdir(parents=True, exist_ok=True)
+    save_yaml(config, config.out / "run.yaml")
+    report, clips = _play(config, console, progress)
+    report.save(config.out / "results.json")
+    title = f"{config.agent} in {config.env}" + (" (swapped instructions)" if config.swapped else "")
+    metrics = config.metrics or _metrics_of(config.agent)
+    write_page(config.out / "report.html", [Section(title, report, clips=clips)], metrics=metrics)
+    console.print(report.table(title))
+    console.print(f"Report: {config.out / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
+    if report.partial:
+        line = f"Stopped: {len(report.episodes)} finished episodes are in {config.out}, marked as partial."
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
+        raise KeyboardInterrupt
+    return report
+
+
+class PolicyEvaluator:
+    """Evaluates a policy in training: `evaluator(policy, step) -> {"success": ..., ...}`, as the Trainer calls it.
+
+    The env is made once and kept, until `close`.
+
+    Args:
+        config: `agent`, `out`, `videos`, `device` and `metrics` are not used.
+        progress: Whether to draw a progress bar.
+    """
+
+    def __init__(self, config: EvalConfig, *, progress: bool = False) -> None:
+        _check(config)
+        self._config, self._progress = config, progress
+        self._env: gymnasium.Env | VectorEnv | None = None
+        self.reports: dict[int, EvalReport] = {}
+
+    def __call__(self, policy: Any, step: int) -> dict[str, float]:
+        """Success and its interval; the whole report is kept in `reports[step]`. Leaves the policy's mode as it was."""
+        config = self._config
+        if self._env is None:
+            self._env = make_eval_env(config)
+            policy.embodiment.require(
+                embodiment_of(self._env), ours="policy", theirs=f"evaluation env {config.env}"
+            )
+        was_training = policy.training
+        execute = policy.default_execute if config.execute is None else config.execute
+        agent = PolicyAgent(policy, chunker=make_chunker(execute, policy.horizon, config.ensemble))
+        try:
+            seeds = range(config.seed, config.seed + config.episodes)
+            report = evaluate(self._env, agent, seeds, max_steps=config.max_steps, progress=self._progress)
+        finally:
+            policy.train(was_training)
+        self.reports[step] = report
+        found = report.overall
+        return {"success": found.success, "success_low": found.low, "success_high": found.high}
+
+    def close(self) -> None:
+        """Close the env."""
+        if self._env is not None:
+            self._env.close()
+            self._env = None
+
+
+def make_eval_env(config: EvalConfig) -> gymnasium.Env | VectorEnv:
+    """The env a config describes; a single one where `num_envs` is 1."""
+    wrappers = (SwappedInstruction,) if config.swapped else ()
+    count = min(config.num_envs, config.episodes)
+    if count == 1 and not config.asynchronous:
+        return make_env(config.env, wrappers, **config.env_args)
+    return make_vec(config.env, count, asynchronous=config.asynchronous, wrappers=wrappers, **config.env_args)
+
+
+def _play(config: EvalConfig, console: Console, progress: bool) -> tuple[EvalReport, list[Clip]]:
+    folder = config.out / "videos"
+    if folder.is_dir():
+        shutil.rmtree(folder)  # those of an earlier evaluation
+    with contextlib.closing(make_eval_env(config)) as env:
+        videos = VideoRecorder(folder, config.videos, embodiment_of(env).control_hz)
+        options = {"execute": config.execute, "ensemble": config.ensemble, "device": config.device}
+        with make_agent(config.agent, env, seed=config.seed, **options) as agent:
+            report = evaluate(
+                env,
+                agent,
+                range(config.seed, config.seed + config.episodes),
+                listeners=[videos] if config.videos else [],
+                max_steps=config.max_steps,
+                config={k: v for k, v in to_dict(config).items() if k not in ("out", "videos", "metrics")},
+                keep_partial=True,
+                progress=progress,
+                console=console,
+            )
+    return report, videos.finish()
+
+
+def _check(config: EvalConfig) -> None:
+    for name in ("episodes", "num_envs"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"{name} is {getattr(config, name)}, it must be at least 1")
+    for name in ("seed", "videos"):
+        if getattr(config, name) < 0:
+            raise ConfigError(f"{name} is {getattr(config, name)}, it must not be negative")
+
+
+def _metrics_of(agent: str) -> Path | None:
+    """The curves of the run a checkpoint lies in."""
+    for folder in (Path(agent), *list(Path(agent).parents)[:2]):
+        if (folder / "metrics.jsonl").is_file() and folder != Path():
+            return folder / "metrics.jsonl"
+    return None
+
+
+class _Finished(Listener):
+    """Keeps results as they come, so that an interrupted rollout leaves them."""
+
+    def __init__(self) -> None:
+        self.results: list[EpisodeResult] = []
+
+    def on_end(self, slot: int, result: EpisodeResult) -> None:
+        self.results.append(result)
+
+
+class _Timed(Agent):
+    """Another agent, and how long it thinks."""
+
+    def __init__(self, agent: Agent) -> None:
+        self._agent = agent
+        self.seconds = 0.0
+
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
+        self._agent.reset(mask, seed=seed)
+
+    def idle(self, mask: np.ndarray) -> None:
+        self._agent.idle(mask)
+
+    def act(self, obs: Observation) -> np.ndarray:
+        started = time.perf_counter()
+        action = self._agent.act(obs)
+        self.seconds += time.perf_counter() - started
+        return action
+
+
+Evaluate = Callable[[Any, int], dict[str, float]]
+"""What the Trainer is handed; `PolicyEvaluator` is one."""
