@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from vla_agents.envs.tabletop.scene import BLOCK_HALF, FINGER_OPEN
+from vla_agents.envs.tabletop.scene import BLOCK_HALF, FINGER_OPEN, ROTATION_LIMIT, WORKSPACE
 from vla_agents.envs.tabletop.tasks import DIRECTIONS, TURNS, Goal
 from vla_agents.envs.tabletop.world import STEP_ROTATION, STEP_XYZ
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 REACH = 0.8  # largest component of a motion, so that noise on top of it stays within the box
 GRASP_HEIGHT = 0.014  # of the finger tips when a block on the table is gripped
-PUSH_HEIGHT = 0.02
+PUSH_HEIGHT = 0.016
 CARRY = 0.10  # of the finger tips when a block is carried over others
 CLEARANCE = 0.075  # of the finger tips when crossing over blocks
 OPEN, CLOSE = -1.0, 1.0
@@ -51,8 +51,8 @@ def push(world: World, goal: Goal) -> np.ndarray:
     offset = here[:2] - block
     behind = -float(offset @ direction)
     aside = offset + behind * direction  # (2,), from the line through the block's centre
-    in_line = float(np.linalg.norm(aside)) < 0.012 and 0.03 < behind < 0.10
-    if in_line and here[2] < PUSH_HEIGHT + 0.015 and world.fingers.max() < 0.015:
+    in_line = float(np.linalg.norm(aside)) < 0.014 and 0.015 < behind < 0.10
+    if in_line and here[2] < PUSH_HEIGHT + 0.018 and world.fingers.max() < 0.015:
         ahead = here[:2] - aside + 0.035 * direction
         return move(world, np.array([*ahead, PUSH_HEIGHT]), 0.0, CLOSE)
     return lower(world, block - 0.06 * direction, PUSH_HEIGHT, 0.0, CLOSE)
@@ -69,11 +69,12 @@ def stack(world: World, goal: Goal) -> np.ndarray:
 
 
 def turn(world: World, goal: Goal) -> np.ndarray:
-    """Grip the block and turn the hand."""
-    if holding(world, goal.block):
-        yaw = world.eef_rotation[0] + TURNS[goal.where]
-        return move(world, world.eef_position, yaw, CLOSE)
-    return grip(world, goal.block)
+    """Grip the block and turn the hand; where the wrist comes to its end, let go and take it afresh."""
+    sense, yaw = TURNS[goal.where], float(world.eef_rotation[0])
+    if not holding(world, goal.block):
+        return grip(world, goal.block, (-1.2, 0.8) if sense > 0 else (-0.8, 1.2))
+    at_the_end = sense * yaw > ROTATION_LIMIT[0] - 0.1
+    return move(world, world.eef_position, yaw + sense, OPEN if at_the_end else CLOSE)
 
 
 _PLANS = {"lift": lift, "reach": reach, "push": push, "place": place, "stack": stack, "turn": turn}
@@ -107,22 +108,22 @@ def lower(
         unready: What else keeps the hand up; 1 keeps it at the funnel's rim.
     """
     here, fingers = world.eef_position, world.fingers
-    aside = max(float(np.linalg.norm(spot - here[:2])) - 0.010, 0.0) / 0.020
+    aside = max(float(np.linalg.norm(spot - here[:2])) - 0.015, 0.0) / 0.020
     followed = fingers.min() > FINGER_OPEN - 0.008 if gripper == OPEN else fingers.max() < 0.015
     up = min(aside + unready + (0.0 if followed else 1.0), 1.0)
     return move(world, np.array([*spot, low + up * max(CLEARANCE - low, 0.0)]), yaw, gripper)
 
 
-def grip(world: World, block: str) -> np.ndarray:
-    """Bring the open gripper over the block, go down around it, close."""
+def grip(world: World, block: str, room: tuple[float, float] = (-1.2, 1.2)) -> np.ndarray:
+    """Bring the open gripper over the block, go down around it, close. `room`: the yaws that may be used, rad."""
     target, here = world.position(block), world.eef_position
-    yaw = grip_yaw(world, block)
+    yaw = grip_yaw(world, block, room)
     near = float(np.linalg.norm(target[:2] - here[:2]))
     turned = abs(yaw - world.eef_rotation[0])
     low = target[2] - BLOCK_HALF + GRASP_HEIGHT
-    if near < 0.016 and here[2] < low + 0.015 and turned < 0.2:
+    if near < 0.016 and here[2] < low + 0.015 and turned < 0.25:
         return move(world, np.array([*target[:2], low]), yaw, CLOSE)
-    return lower(world, target[:2], low, yaw, OPEN, unready=max(turned - 0.10, 0.0) / 0.15)
+    return lower(world, target[:2], low, yaw, OPEN, unready=max(turned - 0.15, 0.0) / 0.20)
 
 
 def deliver(world: World, block: str, spot: np.ndarray, height: float) -> np.ndarray:
@@ -131,7 +132,7 @@ def deliver(world: World, block: str, spot: np.ndarray, height: float) -> np.nda
         return grip(world, block)
     here, yaw = world.eef_position, float(world.eef_rotation[0])
     spot = spot + here[:2] - world.position(block)[:2]  # the block may sit off the middle of the fingers
-    low = height + here[2] - world.position(block)[2] + BLOCK_HALF
+    low = max(height + here[2] - world.position(block)[2] + BLOCK_HALF, WORKSPACE[0, 2])
     far = float(np.linalg.norm(spot - here[:2]))
     if far < 0.012 and here[2] < low + 0.006:
         return move(world, np.array([*spot, low]), yaw, OPEN)
@@ -143,19 +144,16 @@ def deliver(world: World, block: str, spot: np.ndarray, height: float) -> np.nda
 
 
 def holding(world: World, block: str) -> bool:
-    """Whether the block is between closed fingers."""
-    offset = world.position(block) - world.eef_position
-    return bool(
-        world.fingers.max() < BLOCK_HALF + 0.008
-        and np.linalg.norm(offset[:2]) < 0.02
-        and abs(offset[2]) < 0.035
-        and world.held(block)
-    )
+    """Whether the block is between the fingers and these are as near to each other as it lets them."""
+    offset = np.abs(world.position(block) - world.eef_position)
+    closed = world.fingers.sum() < 2 * BLOCK_HALF + 0.01
+    return bool(closed and offset[:2].max() < 0.02 and offset[2] < 0.035)
 
 
-def grip_yaw(world: World, block: str) -> float:
-    """The nearest yaw in which the fingers lie flat against two sides of the block."""
+def grip_yaw(world: World, block: str, room: tuple[float, float]) -> float:
+    """The yaw within `room` in which the fingers lie flat against two sides of the block, with the least turning."""
     candidates = world.yaw(block) + np.pi / 2 * np.arange(-4, 5)
+    candidates = candidates[(candidates > room[0]) & (candidates < room[1])]
     # Nearest to now, so that a half-turned hand goes on; straight where both are near.
     cost = np.abs(candidates - world.eef_rotation[0]) + 0.2 * np.abs(candidates)
     return float(candidates[np.argmin(cost)])

@@ -132,6 +132,7 @@ def scene_xml(blocks: int, pads: int, distractors: int) -> str:
     return f"""
 <mujoco model="tabletop">
   <option timestep="0.005" integrator="implicitfast" cone="elliptic" impratio="10"/>
+  <default><geom solref="0.01 1" solimp="0.95 0.99 0.001"/></default>
   <statistic center="0 0 0.05" extent="0.8"/>
   <visual>
     <map znear="0.01" zfar="20"/>
@@ -141,7 +142,7 @@ def scene_xml(blocks: int, pads: int, distractors: int) -> str:
   <worldbody>
     <light name="lamp" pos="-0.35 -0.35 1.1" dir="0.3 0.3 -1" diffuse="0.45 0.45 0.45" specular="0.1 0.1 0.1"
       castshadow="true" active="false"/>
-    <geom name="table" type="plane" size="3 3 0.1" rgba="0.25 0.25 0.28 1" friction="1 0.005 0.0001"/>
+    <geom name="table" type="plane" size="3 3 0.1" rgba="0.25 0.25 0.28 1" friction="0.5 0.005 0.0001"/>
     <camera name="front" pos="0 -0.42 0.50" xyaxes="1 0 0 0 0.766 0.643" fovy="40"/>
     <camera name="view" pos="0.34 -0.62 0.52" xyaxes="0.877 0.481 0 -0.285 0.520 0.805" fovy="38"/>
     {"".join(flat)}
@@ -156,7 +157,7 @@ def _block(index: int) -> str:
     size = f"{BLOCK_HALF} {BLOCK_HALF} {BLOCK_HALF}"
     return (
         f'<body name="block{index}"><freejoint name="block{index}"/><geom name="block{index}" type="box" size="{size}"'
-        f' mass="0.05" friction="1.5 0.05 0.001" condim="4"/></body>'
+        f' mass="0.05" friction="0.5 0.02 0.001" condim="4"/></body>'
     )
 
 
@@ -166,7 +167,7 @@ def _distractor(index: int) -> str:
     # Six-dimensional contacts have rolling friction: a sphere stays where it is put.
     return (
         f'<body name="extra{index}"><freejoint name="extra{index}"/><geom name="extra{index}" type="{kind}"'
-        f' size="{size}" mass="0.05" friction="1.5 0.05 0.005" condim="6"/></body>'
+        f' size="{size}" mass="0.05" friction="0.5 0.02 0.005" condim="6"/></body>'
     )
 
 
@@ -187,21 +188,22 @@ _GRIPPER = """
         contype="0" conaffinity="0"/>
       <camera name="wrist" pos="0 -0.085 0.115" xyaxes="1 0 0 0 0.755 0.656" fovy="66"/>
       <body name="left" gravcomp="1">
-        <joint name="left" type="slide" axis="-1 0 0" range="0 0.05" limited="true" damping="9"/>
+        <joint name="left" type="slide" axis="-1 0 0" range="0 0.05" limited="true" damping="20" armature="0.12"/>
         <inertial pos="0 0 0" mass="0.05" diaginertia="1e-4 1e-4 1e-4"/>
         <geom name="left" type="box" size="0.005 0.012 0.03" pos="-0.005 0 0.03" rgba="0.9 0.9 0.9 1"
-          friction="2 0.05 0.001" condim="4"/>
+          friction="1.5 0.03 0.001" condim="4"/>
       </body>
       <body name="right" gravcomp="1">
-        <joint name="right" type="slide" axis="1 0 0" range="0 0.05" limited="true" damping="9"/>
+        <joint name="right" type="slide" axis="1 0 0" range="0 0.05" limited="true" damping="20" armature="0.12"/>
         <inertial pos="0 0 0" mass="0.05" diaginertia="1e-4 1e-4 1e-4"/>
         <geom name="right" type="box" size="0.005 0.012 0.03" pos="0.005 0 0.03" rgba="0.9 0.9 0.9 1"
-          friction="2 0.05 0.001" condim="4"/>
+          friction="1.5 0.03 0.001" condim="4"/>
       </body>
     </body>"""
 
 # Stiff enough to be where it was told within one 50 ms step; forces limited so that pressing on a block does no harm.
 _ACTUATORS = """
+  <equality><joint joint1="left" joint2="right" solref="0.01 1"/></equality>
   <actuator>
     <position name="x" joint="x" kp="3500" forcerange="-60 60"/>
     <position name="y" joint="y" kp="3500" forcerange="-60 60"/>
@@ -209,6 +211,6 @@ _ACTUATORS = """
     <position name="yaw" joint="yaw" kp="16" forcerange="-4 4"/>
     <position name="pitch" joint="pitch" kp="16" forcerange="-4 4"/>
     <position name="roll" joint="roll" kp="16" forcerange="-4 4"/>
-    <position name="left" joint="left" kp="400" forcerange="-12 12"/>
-    <position name="right" joint="right" kp="400" forcerange="-12 12"/>
+    <position name="left" joint="left" kp="600" forcerange="-10 10"/>
+    <position name="right" joint="right" kp="600" forcerange="-10 10"/>
   </actuator>"""

@@ -153,9 +153,13 @@ class World:
         return self.data.qpos[start : start + 3].copy()
 
     def yaw(self, name: str) -> float:
-        """A block's rotation about the vertical, rad."""
-        matrix = self.data.xmat[self._body[self._slot[name]]]
-        return float(np.arctan2(matrix[3], matrix[0]))
+        """A direction in which one of a block's edges points, rad, whichever side it lies on; modulo a quarter turn."""
+        matrix = self._rotation(name)
+        edge = matrix[:, int(np.argmin(np.abs(matrix[2])))]
+        return float(np.arctan2(edge[1], edge[0]))
+
+    def _rotation(self, name: str) -> np.ndarray:
+        return self.data.xmat[self._body[self._slot[name]]].reshape(3, 3)
 
     def raised(self, name: str) -> float:
         """How far an object is above the height at which it lies on the table, m."""
@@ -169,7 +173,8 @@ class World:
 
     def turned(self, block: str) -> float:
         """How far a block has turned about the vertical since the episode began, rad, within half a turn."""
-        angle = self.yaw(block) - self.layout.blocks[block][2]
+        now, start = self._rotation(block), self.layout.blocks[block][2]
+        angle = np.arctan2(now[1, 0] - now[0, 1], now[0, 0] + now[1, 1]) - start
         return float((angle + np.pi) % (2 * np.pi) - np.pi)
 
     def speed(self, name: str) -> float:

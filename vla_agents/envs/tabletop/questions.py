@@ -1,0 +1,107 @@
+"""Questions and answers about pictures of the table: the miniature of what a VLM is pretrained on.
+
+Places are told as Qwen-VL tells points, in image coordinates, here as two numbers from 00 to 99: columns from the left, then
+rows from the top, in hundredths of the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from vla_agents.data.conversations import Conversation
+from vla_agents.envs.tabletop.env import TabletopEnv
+from vla_agents.envs.tabletop.scene import COLOURS
+from vla_agents.envs.tabletop.world import World
+
+_NUMBERS = ("0", "1", "2", "3", "4", "5", "6")
+
+
+def locate(world: World, camera: str = "front") -> dict[str, np.ndarray]:
+    """Where things are in a camera's picture: name -> (column, row), each in [0, 1) where the thing is in view."""
+    points = {f"{colour} block": world.position(colour) for colour in world.blocks}
+    points |= {f"{colour} pad": np.array([x, y, 0.0]) for colour, (x, y) in world.layout.pads.items()}
+    points["gripper"] = world.eef_position
+    return {name: _project(world, camera, point) for name, point in points.items()}
+
+
+def questions(world: World, camera: str = "front") -> list[tuple[str, str]]:
+    """Every question there is about the present scene, with its answer."""
+    places = {name: uv for name, uv in locate(world, camera).items() if (uv >= 0).all() and (uv < 1).all()}
+    asked = [(where_is(name), point_text(uv)) for name, uv in places.items()]
+    asked += [
+        (f"is there a {colour} block?", "yes" if f"{colour} block" in places else "no") for colour in COLOURS
+    ]
+    blocks = [colour for colour in world.blocks if f"{colour} block" in places]
+    asked.append(("how many blocks are there?", _NUMBERS[len(blocks)]))
+    if "gripper" in places and len(blocks) > 1:
+        gripper = world.eef_position[:2]
+        gaps = {colour: float(np.linalg.norm(world.position(colour)[:2] - gripper)) for colour in blocks}
+        first, second = sorted(gaps, key=gaps.__getitem__)[:2]
+        if gaps[second] - gaps[first] > 0.02:  # a tie has no answer
+            asked.append(("which block is nearest to the gripper?", first))
+    return asked
+
+
+def where_is(name: str) -> str:
+    """The question after a thing's place."""
+    return f"where is the {name}?"
+
+
+def point_text(uv: np.ndarray) -> str:
+    """(column, row) in [0, 1) -> two numbers from 00 to 99."""
+    column, row = np.clip((np.asarray(uv) * 100).astype(int), 0, 99)
+    return f"{column:02d} {row:02d}"
+
+
+def parse_point(text: str) -> np.ndarray | None:
+    """The inverse of `point_text` (the middle of the cell), or None where the text is no point."""
+    words = text.split()
+    if len(words) != 2 or not all(len(word) == 2 and word.isdigit() for word in words):
+        return None
+    return (np.array([int(word) for word in words]) + 0.5) / 100
+
+
+def scene_conversations(
+    count: int, seed: int, *, moving: float = 0.5, camera: str = "front", **env_args: Any
+) -> Iterator[Conversation]:
+    """`count` pictures, each with all its questions.
+
+    Args:
+        count: How many scenes.
+        seed: Of scenes and motions.
+        moving: Share of the scenes in which the gripper is already on its way (up to 9 noisy expert steps).
+        camera: Whose picture.
+        **env_args: Of `TabletopEnv`, e.g. difficulty, task, image_size.
+    """
+    env = TabletopEnv(cameras=(camera,), **env_args)
+    rng = np.random.default_rng([seed, 0x9A5])
+    try:
+        for _ in range(count):
+            obs, _ = env.reset(seed=int(rng.integers(2**31)))
+            if rng.random() < moving:
+                obs = _advance(env, obs, rng)
+            yield Conversation((obs["images"][camera],), tuple(questions(env.world, camera)))
+    finally:
+        env.close()
+
+
+def _advance(env: TabletopEnv, obs: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
+    for _ in range(int(rng.integers(1, 10))):
+        action = env.expert_action()
+        action[:3] += rng.normal(0.0, 0.2, 3)
+        obs, _, terminated, truncated, _ = env.step(action)
+        if terminated or truncated:
+            break
+    return obs
+
+
+def _project(world: World, camera: str, point: np.ndarray) -> np.ndarray:
+    """A point in metres, world frame -> (column, row) of a square picture, in units of its side."""
+    model, data = world.model, world.data
+    index = model.camera(camera).id
+    seen = data.cam_xmat[index].reshape(3, 3).T @ (point - data.cam_xpos[index])  # x right, y up, z back
+    focal = 0.5 / np.tan(np.deg2rad(model.cam_fovy[index]) / 2)
+    return np.array([0.5 + focal * seen[0] / -seen[2], 0.5 - focal * seen[1] / -seen[2]])
