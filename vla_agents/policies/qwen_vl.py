@@ -180,6 +180,48 @@ class QwenVLBackbone(nn.Module):
         hidden = self.vlm.model(**inputs, use_cache=False).last_hidden_state
         return Encoding(hidden, mask, inputs["input_ids"])
 
+    def language_loss(self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Next-token cross-entropy on the answers (and the end-of-turn token), nothing else.
+
+        Args:
+            images: One uint8 (B, H, W, 3) tensor per view.
+            questions: B user texts.
+            answers: B answers.
+
+        Returns:
+            The mean loss per answer token, and the number of answer tokens that were predicted right.
+        """
+        encoding, labels = self._answered(images, questions, answers)
+        where = labels[:, 1:] >= 0  # the state at t predicts token t + 1
+        logits = self.vlm.lm_head(encoding.hidden[:, :-1][where]).float()
+        targets = labels[:, 1:][where]
+        return nn.functional.cross_entropy(logits, targets), (logits.argmax(-1) == targets).sum()
+
+    def _answered(
+        self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
+    ) -> tuple[Encoding, Tensor]:
+        """Hidden states of prompts with answers, and labels (B, L): the token id on answers, -100 elsewhere."""
+        end = self.tokenizer.eos_token
+        encoding = self.encode(images, questions, answers=[answer + end for answer in answers])
+        labels = torch.full_like(encoding.input_ids, -100)
+        for row, answer in enumerate(answers):
+            count = len(self.tokenizer(answer + end, add_special_tokens=False)["input_ids"])
+            labels[row, -count:] = encoding.input_ids[row, -count:]
+        return encoding, labels
+
+    @torch.no_grad()
+    def answer(self, images: Sequence[Tensor], questions: Sequence[str], max_tokens: int = 16) -> list[str]:
+        """Greedy answers to B questions."""
+        inputs, _ = self.inputs(images, questions)
+        if inputs["attention_mask"] is None:
+            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+        inputs.pop("position_ids")  # generate() continues its own
+        out = self.vlm.generate(
+            **inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_id=self.tokenizer.eos_token_id,
+        )  # fmt: skip
+        return self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+
     def inputs(
         self, images: Sequence[Tensor], texts: Sequence[str], suffix: str = "", answers: Sequence[str] = ()
     ) -> tuple[dict[str, Any], Tensor]:

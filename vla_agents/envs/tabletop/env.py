@@ -176,6 +176,11 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         self._renderer = self._viewer = None
 
     # ---- beyond Gymnasium ---------------------------------------------------------------------------------
+    @property
+    def world(self) -> World:
+        """The simulated scene, behind the curtain: for experts, and for asking questions about pictures."""
+        return self._world
+
     def expert_action(self) -> np.ndarray:
         """What the scripted expert would do now, float32 (7,)."""
         return expert.expert_action(self._world, self._started())

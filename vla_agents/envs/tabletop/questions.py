@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from vla_agents.data.conversations import Conversation
 from vla_agents.envs.tabletop.env import TabletopEnv
 from vla_agents.envs.tabletop.scene import COLOURS
 from vla_agents.envs.tabletop.world import World
@@ -64,10 +63,10 @@ def parse_point(text: str) -> np.ndarray | None:
     return (np.array([int(word) for word in words]) + 0.5) / 100
 
 
-def scene_conversations(
+def ask_about_scenes(
     count: int, seed: int, *, moving: float = 0.5, camera: str = "front", **env_args: Any
-) -> Iterator[Conversation]:
-    """`count` pictures, each with all its questions.
+) -> Iterator[tuple[np.ndarray, list[tuple[str, str]]]]:
+    """`count` pictures, uint8 (H, W, 3), each with all its questions and answers.
 
     Args:
         count: How many scenes.
@@ -83,7 +82,7 @@ def scene_conversations(
             obs, _ = env.reset(seed=int(rng.integers(2**31)))
             if rng.random() < moving:
                 obs = _advance(env, obs, rng)
-            yield Conversation((obs["images"][camera],), tuple(questions(env.world, camera)))
+            yield obs["images"][camera], questions(env.world, camera)
     finally:
         env.close()
 
