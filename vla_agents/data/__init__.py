@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vla_agents.data.episode import Episode, EpisodeReader, EpisodeWriter, Step
-    from vla_agents.data.hdf5 import Hdf5Reader, Hdf5Writer
+    from vla_agents.data.hdf5 import Hdf5Reader
+    from vla_agents.data.hdf5_writer import Hdf5Writer
     from vla_agents.data.lerobot_reader import LeRobotReader
     from vla_agents.data.lerobot_writer import LeRobotWriter
     from vla_agents.data.open import create_dataset, open_dataset
@@ -21,7 +22,7 @@ _HOME = {
     "EpisodeReader": "episode",
     "EpisodeWriter": "episode",
     "Hdf5Reader": "hdf5",
-    "Hdf5Writer": "hdf5",
+    "Hdf5Writer": "hdf5_writer",
     "LeRobotReader": "lerobot_reader",
     "LeRobotWriter": "lerobot_writer",
     "Step": "episode",

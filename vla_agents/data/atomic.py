@@ -92,9 +92,9 @@ class TempFile:
 class Transaction:
     """Several files that appear in a fixed order, the last of which makes the others count.
 
-    Everything is written and fsynced under temporary names by `write` (or `stage`, for a file that somebody else
-    wrote); `commit` renames them in the order given. The last one is the commit point: it is renamed only when
-    all the others, and the folders that name them, are on disk.
+    Everything is written and fsynced under temporary names by `write` (or `stage`, for a file that somebody
+    else wrote); `commit` renames them in the order given. The last one is the commit point: it is renamed
+    only when all the others, and the folders that name them, are on disk.
 
     Args:
         root: The dataset's folder.

@@ -17,8 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla_agents.embodiment import Camera, Embodiment, Part
-from vla_agents.errors import ConfigError, DatasetError, DatasetNotFoundError, EmbodimentError
+from vla_agents.errors import DatasetError, DatasetNotFoundError
 
 VERSION = "v3.0"
 INFO = "meta/info.json"
@@ -136,18 +135,21 @@ class Info:
             )
         for key, least in (("fps", 1e-9), ("total_episodes", 0), ("total_frames", 0)):
             value = self.raw.get(key)
-            good = isinstance(value, int) or (key == "fps" and isinstance(value, float))
-            if not good or isinstance(value, bool) or not least <= value < 1e12:
+            kinds = (int, float) if key == "fps" else (int,)
+            if not isinstance(value, kinds) or isinstance(value, bool) or not least <= value < 1e12:
                 raise DatasetError(file, f"field {key!r} is {value!r}, expected a number", _COPY)
         if not isinstance(self.raw.get("features"), dict):
             raise DatasetError(file, "field 'features' is missing, or not an object", _COPY)
+        for key in DEFAULT_SCALARS:
+            if key not in self.raw["features"]:
+                raise DatasetError(file, f"feature {key!r} is missing", _COPY)
         for key, feature in self.features.items():
             good = isinstance(feature, dict) and isinstance(feature.get("dtype"), str)
             good = good and isinstance(feature.get("shape"), list | tuple)
             if not good or not all(isinstance(n, int) and n > 0 for n in feature["shape"]):
                 raise DatasetError(file, f"feature {key!r} has no valid dtype and shape: {feature!r}", _COPY)
             if feature["dtype"] in ("video", "image"):
-                if not _NAME.fullmatch(key):
+                if not SAFE_NAME.fullmatch(key):
                     raise DatasetError(
                         file, f"feature name {key!r} cannot be part of a path", "rename the camera"
                     )
@@ -199,7 +201,7 @@ class Info:
 
 
 _COPY = "copy the dataset again"
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
 def image_shape(feature: dict[str, Any]) -> tuple[int, int, int]:
@@ -208,96 +210,6 @@ def image_shape(feature: dict[str, Any]) -> tuple[int, int, int]:
     if names and str(names[0]).startswith("channel"):
         shape = (shape[1], shape[2], shape[0])
     return int(shape[0]), int(shape[1]), int(shape[2])
-
-
-# ---- from an embodiment to features and back ---------------------------------------------------------------
-def make_features(embodiment: Embodiment, video_info: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """The `features` of info.json; `video_info` is camera name -> LeRobot's `info` entry."""
-    features: dict[str, dict[str, Any]] = {}
-    for camera in embodiment.cameras:
-        if not _NAME.fullmatch(camera.name):
-            raise ConfigError(
-                f"camera {camera.name!r} cannot be part of a file name",
-                "use letters, digits, '_', '-' and '.'",
-            )
-        features[IMAGES + camera.name] = {
-            "dtype": "video",
-            "shape": [camera.height, camera.width, 3],
-            "names": ["height", "width", "channels"],
-            "info": video_info[camera.name],
-        }
-    if embodiment.state:
-        features[STATE] = _vector(embodiment.state)
-    features[ACTION] = _vector(embodiment.action)
-    features[EXECUTED] = _vector(embodiment.action)
-    for name, dtype in SCALARS.items():
-        features[name] = {"dtype": dtype, "shape": [1], "names": None}
-    return features
-
-
-def _vector(parts: tuple[Part, ...]) -> dict[str, Any]:
-    names = [p.name if p.size == 1 else f"{p.name}.{k}" for p in parts for k in range(p.size)]
-    return {"dtype": "float32", "shape": [len(names)], "names": names}
-
-
-def derive_embodiment(info: Info) -> Embodiment:
-    """What can be known of a dataset that carries no embodiment: sizes and names, but no conventions."""
-    cameras = []
-    for name, key in info.cameras.items():
-        height, width, _ = image_shape(info.features[key])
-        cameras.append(Camera(name, height, width))
-    state = _derive_parts(info, STATE, "state") if STATE in info.features else ()
-    if ACTION not in info.features:
-        raise DatasetError(info.path / INFO, "has no feature 'action'", f"it has {sorted(info.features)}")
-    return Embodiment(
-        name=str(info.raw.get("robot_type") or "unknown"),
-        action=_derive_parts(info, ACTION, "action"),
-        state=state,
-        cameras=tuple(cameras),
-        control_hz=float(info.fps),
-    )
-
-
-def _derive_parts(info: Info, key: str, name: str) -> tuple[Part, ...]:
-    feature = info.features[key]
-    if len(feature["shape"]) != 1:
-        raise DatasetError(
-            info.path / INFO,
-            f"feature {key!r} has shape {feature['shape']}, expected one dimension",
-            "flatten it",
-        )
-    size, names = feature["shape"][0], feature.get("names")
-    if isinstance(names, dict):
-        names = next((value for value in names.values() if isinstance(value, list)), None)
-    if isinstance(names, list) and len(names) == size and len({str(n) for n in names}) == size:
-        return tuple(Part(str(n), 1, "other") for n in names)
-    return (Part(name, size, "other"),)
-
-
-def load_embodiment(info: Info) -> Embodiment:
-    """The dataset's embodiment: stored where we wrote it, else derived; checked against the features."""
-    file = info.path / EMBODIMENT
-    if not file.exists():
-        return derive_embodiment(info)
-    try:
-        found = Embodiment.load(file)
-    except EmbodimentError as error:
-        raise DatasetError(file, str(error.problem), "copy the dataset again") from error
-    plain = derive_embodiment(info)
-    for what, ours, theirs in (
-        ("action values", found.action_dim, plain.action_dim),
-        ("state values", found.state_dim, plain.state_dim),
-        (
-            "cameras",
-            sorted((c.name, c.height, c.width) for c in found.cameras),
-            sorted((c.name, c.height, c.width) for c in plain.cameras),
-        ),
-    ):
-        if ours != theirs:
-            raise DatasetError(
-                file, f"{what}: {ours} here, {theirs} in {INFO}", "one of the two files is of another dataset"
-            )
-    return found
 
 
 # ---- tasks ------------------------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from vla_agents.data import lerobot
 from vla_agents.data.episode import Episode
 from vla_agents.data.lerobot import ACTION, EXECUTED, SCALARS, STATE, Info
+from vla_agents.data.lerobot_features import load_embodiment
 from vla_agents.data.video import decode
 from vla_agents.errors import DatasetError
 
@@ -25,8 +26,8 @@ _CACHED_FILES = 8
 class LeRobotReader:
     """Random access to the episodes of a LeRobot v3.0 dataset; may be used from several threads.
 
-    Only the index (meta/) is read at first. `meta/info.json` decides how many episodes there are: what a recording
-    that was killed left beyond that count is ignored.
+    Only the index (meta/) is read at first. `meta/info.json` decides how many episodes there are: what a
+    recording that was killed left beyond that count is ignored.
 
     Args:
         path: The folder that holds meta/ and data/.
@@ -35,7 +36,7 @@ class LeRobotReader:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.info = Info.load(self.path)
-        self.embodiment = lerobot.load_embodiment(self.info)
+        self.embodiment = load_embodiment(self.info)
         self._vectors = [key for key in (STATE, ACTION, EXECUTED) if key in self.info.features]
         self._names = [*self._vectors, *(key for key in SCALARS if key in self.info.features)]
         self._tasks = lerobot.read_tasks(self.path) if self.info.total_episodes else []
@@ -74,7 +75,7 @@ class LeRobotReader:
             ) from None
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All numbers of the dataset, without pictures: feature -> (N,) or (N, D), in the order of the episodes."""
+        """All numbers of the dataset, in the order of the episodes: feature -> (N,) or (N, D)."""
         rows = [self._rows(k) for k in range(len(self))]
         if not rows:
             return {name: self._empty(name) for name in self._names}
@@ -88,7 +89,7 @@ class LeRobotReader:
     def read(self, index: int, *, images: bool = True) -> Episode:
         """One whole episode; `images=False` skips decoding (then `images` is empty)."""
         index = self._checked(index)
-        rows = self._rows(index)
+        rows = {name: values.copy() for name, values in self._rows(index).items()}
         length = len(rows[ACTION])
         no = np.zeros(length, bool)
         truncated = rows.get("next.truncated", no)
@@ -194,15 +195,18 @@ class LeRobotReader:
         if column.null_count or values.null_count:
             raise DatasetError(file, f"column {name!r} holds nulls", "mend or leave out those rows")
         numbers = values.to_numpy(zero_copy_only=False)
-        if name in self._vectors:
-            size = self.info.features[name]["shape"][0]
-            if len(numbers) != table.num_rows * size:
-                raise DatasetError(
-                    file,
-                    f"column {name!r} has {len(numbers)} values in {table.num_rows} rows, not {size} in each",
-                )
-            return numbers.reshape(-1, size).astype(np.float32, copy=False)
-        return numbers.astype(SCALARS[name], copy=False)
+        size = self.info.features[name]["shape"][0] if name in self._vectors else 1
+        if len(numbers) != table.num_rows * size:
+            raise DatasetError(
+                file,
+                f"column {name!r} has {len(numbers)} values in {table.num_rows} rows, not {size} in each",
+                "meta/info.json is of another dataset",
+            )
+        try:
+            numbers = numbers.astype(np.float32 if name in self._vectors else SCALARS[name], copy=False)
+        except (TypeError, ValueError) as error:
+            raise DatasetError(file, f"column {name!r} does not hold numbers ({error})", "mend it") from error
+        return numbers.reshape(-1, size) if name in self._vectors else numbers
 
     def _decoded(self, index: int, rows: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         return {name: self._images(index, name, rows) for name in self.embodiment.camera_names}
@@ -292,9 +296,11 @@ def _check_rows(info: Info, folder: Path, table: pa.Table) -> None:
     for name in needed:
         if name not in table.column_names or table.column(name).null_count:
             raise DatasetError(folder, f"column {name!r} is missing or has gaps", "copy the dataset again")
-    ours = (info.path / lerobot.EMBODIMENT).exists()
+        if name.endswith("from_timestamp") and not np.isfinite(table.column(name).to_numpy()).all():
+            raise DatasetError(folder, f"column {name!r} is not finite", "copy the dataset again")
+    ours = (info.path / lerobot.EMBODIMENT).exists()  # then rows too many are of an unfinished save
     extra = table.num_rows - info.total_episodes
-    if extra < 0 or (extra > 0 and not (ours and extra == 1)):
+    if extra < 0 or (extra > 0 and not ours):
         raise DatasetError(
             folder,
             f"has {table.num_rows} rows, {lerobot.INFO} says total_episodes = {info.total_episodes}",

@@ -1,7 +1,7 @@
 """Statistics in LeRobot's files: of each episode, and of the dataset, merged episode by episode.
 
-These are for LeRobot's tools. As there, a quantile of the dataset is the *envelope* of the episodes' quantiles
-(the smallest for q01, q10, q50; the largest for q90, q99), not a quantile of all values.
+These are for LeRobot's tools. As there, a quantile of the dataset is the *envelope* of the episodes'
+quantiles (the smallest for q01, q10, q50; the largest for q90, q99), not a quantile of all values.
 
 All features lie side by side in one vector, so that an episode costs a few numpy calls.
 """
@@ -138,7 +138,7 @@ _LEVELS = np.arange(256) / 255.0
 def sample_pixels(image: np.ndarray) -> np.ndarray:
     """Every n-th pixel of a picture, uint8 (N, 3); enough for its mean and spread."""
     step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / _PIXELS)))
-    return image[::step, ::step].reshape(-1, 3)
+    return image[::step, ::step].copy().reshape(-1, 3)
 
 
 def _pixel_statistics(sample: np.ndarray) -> np.ndarray:

@@ -1,9 +1,10 @@
 """Writes LeRobot v3.0: one parquet file per episode, one mp4 per episode and camera.
 
-What `save` gives its name, in this order: videos, data, tasks, statistics, the episode's row in meta/episodes, and
-at last meta/info.json, whose `total_episodes` is the commit point. Each file is complete before it has its name, so
-whatever the instant of a `kill -9`, info.json counts only episodes that are whole. What is beyond the count is
-ignored by readers (also by LeRobot, which counts likewise), and cleaned away by `resume=True`.
+What `save` gives its name, in this order: videos, data, tasks, statistics, the episode's row in
+meta/episodes, and at last meta/info.json, whose `total_episodes` is the commit point. Each file is complete
+before it has its name, so whatever the instant of a `kill -9`, info.json counts only episodes that are whole.
+What is beyond the count is ignored by readers (also by LeRobot, which counts likewise), and cleaned away by
+`resume=True`.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ import pyarrow.parquet as pq
 from vla_agents.data import atomic, lerobot
 from vla_agents.data.episode import Step
 from vla_agents.data.lerobot import CHUNK, Info
+from vla_agents.data.lerobot_features import load_embodiment, make_features
 from vla_agents.data.lerobot_stats import Statistics, Total, sample_pixels
-from vla_agents.data.recorder import StepWriter, json_text, without_images
+from vla_agents.data.recorder import StepWriter, json_text
 from vla_agents.data.video import EncoderThread, VideoEncoder, VideoSettings
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, DatasetError
@@ -78,16 +80,14 @@ class LeRobotWriter(StepWriter):
             for c in embodiment.cameras
         }
         info = {name: settings.info() for name, settings in self._settings.items()}
-        self._features_text = json.dumps(
-            lerobot.make_features(embodiment, info)
-        )  # most of info.json, and constant
+        self._features_text = json.dumps(make_features(embodiment, info))  # most of info.json, and constant
         self._statistics = Statistics(embodiment)
         self._tasks: list[str] = []
         self._episodes = self._frames = 0
         self._total = Total.empty(self._statistics.size)
         self._rows: pa.Table | None = None  # rows of the last file of meta/episodes
         self._encoders: dict[str, VideoEncoder | EncoderThread] = {}
-        self._columns: list[Step] = []
+        self._numbers: list[Step] = []
         self._pixels: dict[str, list[np.ndarray]] = {}
         super().__init__(path, embodiment, resume=resume, durable=durable, metadata=metadata)
 
@@ -117,7 +117,7 @@ class LeRobotWriter(StepWriter):
                 "was not written by vla_agents, and cannot be appended to",
                 "record into a new folder",
             )
-        stored = lerobot.load_embodiment(info)
+        stored = load_embodiment(info)
         stored.require(self.embodiment, ours=f"dataset {self.path}", theirs="the embodiment to record")
         if info.fps != self.fps:
             raise ConfigError(
@@ -167,13 +167,20 @@ class LeRobotWriter(StepWriter):
     def _clean(self) -> None:
         """Remove what an unfinished save left: everything of the episode after the last one that counts."""
         self._empty_temporary()
+        leftovers = [path for path in self._episode_files(self._episodes) if path.exists()]
+        if not leftovers:  # the videos and the data come first
+            return
+        path = self._rows_path(self._episodes)
         if self._rows is not None:
-            path = self._rows_path(self._episodes)
-            if pq.read_metadata(path).num_rows > self._rows.num_rows:
-                atomic.write_file(self.path, path, _parquet(self._rows), durable=self.durable)
+            atomic.write_file(self.path, path, _parquet(self._rows), durable=self.durable)
         else:
-            atomic.remove(self._rows_path(self._episodes))
-        for path in self._episode_files(self._episodes):
+            atomic.remove(path)
+        stats = self.path / lerobot.STATS
+        if self._episodes:
+            atomic.write_file(self.path, stats, self._stats_json(self._total), durable=self.durable)
+        else:
+            atomic.remove(stats)
+        for path in leftovers:
             atomic.remove(path)
 
     def _episode_files(self, index: int) -> list[Path]:
@@ -198,9 +205,12 @@ class LeRobotWriter(StepWriter):
         }
         return f'{json.dumps(info, indent=1)[:-2]},\n "features": {self._features_text}\n}}\n'.encode()
 
+    def _stats_json(self, total: Total) -> bytes:
+        return json.dumps(self._statistics.to_json(total)).encode()
+
     # ---- an episode ---------------------------------------------------------------------------------------
     def _start(self) -> None:
-        self._columns = []
+        self._numbers = []
         self._pixels = {name: [] for name in self._settings}
         for name, settings in self._settings.items():
             if settings.small:
@@ -211,12 +221,11 @@ class LeRobotWriter(StepWriter):
                     settings, atomic.TempFile(temporary, durable=self.durable)
                 )
 
-    def _append(self, step: Step) -> None:
+    def _append(self, images: dict[str, np.ndarray], numbers: Step) -> None:
         for name, encoder in self._encoders.items():
-            image = step.images[name]
-            encoder.add(image)
-            self._pixels[name].append(sample_pixels(image).copy())
-        self._columns.append(without_images(step))
+            encoder.add(images[name])
+            self._pixels[name].append(sample_pixels(images[name]))
+        self._numbers.append(numbers)
 
     def _finish(self, success: bool | None) -> int:
         assert self._instruction is not None
@@ -243,7 +252,7 @@ class LeRobotWriter(StepWriter):
             transaction.write(data, _parquet(pa.table(columns)))
             if tasks is not self._tasks:
                 transaction.write(self.path / lerobot.TASKS, _parquet(lerobot.tasks_table(tasks)))
-            transaction.write(self.path / lerobot.STATS, json.dumps(self._statistics.to_json(total)).encode())
+            transaction.write(self.path / lerobot.STATS, self._stats_json(total))
             transaction.write(self._rows_path(index), _parquet(rows))
             info = self._info_json(index + 1, self._frames + length, len(tasks))
             transaction.write(self.path / lerobot.INFO, info)
@@ -259,13 +268,13 @@ class LeRobotWriter(StepWriter):
 
     def _drop(self) -> None:
         encoders, self._encoders = self._encoders, {}
-        self._columns, self._pixels = [], {}
+        self._numbers, self._pixels = [], {}
         for encoder in encoders.values():
             encoder.abandon()
 
     def _arrays(self, success: bool | None, task: int) -> tuple[dict[str, pa.Array], np.ndarray]:
         """The data file's columns, and its vectors side by side, float32 (T, D)."""
-        steps, length = self._columns, self._steps
+        steps, length = self._numbers, self._steps
         actions = np.stack([s.action for s in steps]).astype(np.float32)
         executed = np.stack([s.action if s.executed is None else s.executed for s in steps]).astype(
             np.float32
@@ -325,7 +334,7 @@ class LeRobotWriter(StepWriter):
         columns["meta/episodes/file_index"] = pa.array([rows_file])
         columns[lerobot.SUCCESS] = pa.array([success], pa.bool_())
         columns[lerobot.METADATA] = pa.array([json_text(self._metadata)])
-        given = any(step.executed is not None for step in self._columns)
+        given = any(step.executed is not None for step in self._numbers)
         columns[lerobot.HAS_EXECUTED] = pa.array([given])
         return pa.table(columns)
 

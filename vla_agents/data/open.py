@@ -60,7 +60,7 @@ def create_dataset(
 
         return LeRobotWriter(path, embodiment, **options)
     if format == "hdf5":
-        from vla_agents.data.hdf5 import Hdf5Writer
+        from vla_agents.data.hdf5_writer import Hdf5Writer
 
         return Hdf5Writer(path, embodiment, **options)
     raise UnknownNameError("dataset format", format, FORMATS)

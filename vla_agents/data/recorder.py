@@ -13,7 +13,14 @@ import numpy as np
 from vla_agents.data import atomic
 from vla_agents.data.episode import Step
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError, DatasetExistsError, RecordingError
+from vla_agents.errors import (
+    ActionError,
+    ConfigError,
+    DatasetExistsError,
+    ObservationError,
+    RecordingError,
+    VlaAgentsError,
+)
 
 
 class StepWriter(ABC):
@@ -78,8 +85,8 @@ class StepWriter(ABC):
         """Begin an episode."""
 
     @abstractmethod
-    def _append(self, step: Step) -> None:
-        """Take a step that was checked."""
+    def _append(self, images: dict[str, np.ndarray], numbers: Step) -> None:
+        """Take a step that was checked; `numbers` is the rest of it, copied, vectors in float32."""
 
     @abstractmethod
     def _finish(self, success: bool | None) -> int:
@@ -113,17 +120,18 @@ class StepWriter(ABC):
             with _ReadableErrors(self, "starting an episode"):
                 self._start()
         except BaseException:
-            self._instruction = None
+            self.discard()
             raise
 
     def add(self, step: Step) -> None:
         """Append one tick; it is checked before anything of it is kept."""
         self._require_episode()
         step.check(self.embodiment)
-        if not np.isfinite(step.time) or not np.isfinite(step.reward):
-            raise ConfigError(f"step {self._steps}: time {step.time} or reward {step.reward} is not finite")
+        if not np.isfinite((step.time, step.reward)).all():
+            raise ObservationError(f"step {self._steps}: time {step.time}, reward {step.reward}: not finite")
+        numbers = _without_images(step)
         with _ReadableErrors(self, "recording a step"):
-            self._append(step)
+            self._append(step.images, numbers)
         self._steps += 1
 
     def save(self, success: bool | None = None) -> int:
@@ -163,6 +171,8 @@ class StepWriter(ABC):
     # ---- opening ------------------------------------------------------------------------------------------
     def _open(self, resume: bool) -> None:
         atomic.make_folder(self.path, durable=self.durable)
+        if not (self.path / self.marker).exists():
+            self._refuse_foreign_files()
         self._lock = atomic.FolderLock(self.path)
         exists = (self.path / self.marker).exists()
         if exists and not resume:
@@ -171,8 +181,6 @@ class StepWriter(ABC):
                 "a dataset is already there",
                 "pass resume=True to append to it, or choose another folder",
             )
-        if not exists:
-            self._refuse_foreign_files()
         self._empty_temporary()
         if not exists:
             self._create()
@@ -181,7 +189,7 @@ class StepWriter(ABC):
     def _refuse_foreign_files(self) -> None:
         """Only what a creation that was killed leaves behind may be in the folder."""
         ours = {atomic.LOCK, atomic.TEMPORARY, "meta", "meta/embodiment.json"}
-        for entry in sorted(self.path.rglob("*")):
+        for entry in self.path.rglob("*"):
             name = entry.relative_to(self.path).as_posix()
             if name not in ours and not name.startswith(atomic.TEMPORARY + "/"):
                 raise DatasetExistsError(
@@ -212,7 +220,7 @@ class StepWriter(ABC):
 
 
 class _ReadableErrors:
-    """Turn an `OSError` into a `RecordingError` and remember it; the open episode can then only be discarded."""
+    """Turn whatever goes wrong into a `RecordingError`; the open episode can then only be discarded."""
 
     def __init__(self, writer: StepWriter, what: str) -> None:
         self._writer = writer
@@ -222,13 +230,18 @@ class _ReadableErrors:
         return None
 
     def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
-        if not isinstance(value, OSError):
+        if value is None:
             return
-        if not isinstance(value, RecordingError):
-            found = atomic.recording_error(value, self._writer.path, self._what)
-            self._writer._failure = found
+        path = self._writer.path
+        if isinstance(value, VlaAgentsError):
+            found = RecordingError(f"{path}: {self._what} failed: {value.problem}", value.remedy)
+        elif isinstance(value, OSError):
+            found = atomic.recording_error(value, path, self._what)
+        else:
+            found = RecordingError(f"{path}: {self._what} failed: {value!r}", "discard() this episode")
+        self._writer._failure = found
+        if isinstance(value, Exception) and not isinstance(value, VlaAgentsError):
             raise found from value
-        self._writer._failure = value
 
 
 def json_text(metadata: dict[str, Any]) -> str:
@@ -249,20 +262,30 @@ def json_text(metadata: dict[str, Any]) -> str:
         ) from None
 
 
-def without_images(step: Step) -> Step:
-    """The step's numbers, copied: the caller may reuse its buffers."""
+def _without_images(step: Step) -> Step:
+    """The step's numbers, copied, because the caller may reuse its buffers."""
 
-    def copy(value: np.ndarray | None) -> np.ndarray | None:
-        return None if value is None else np.array(value, np.float32)
+    def copy(
+        value: np.ndarray | None, what: str, error: type[ObservationError | ActionError]
+    ) -> np.ndarray | None:
+        if value is None:
+            return None
+        with np.errstate(over="ignore"):
+            copied = np.array(value, np.float32)
+        if not np.isfinite(copied).all():
+            raise error(f"{what} does not fit into float32: {np.asarray(value).tolist()}")
+        return copied
 
+    action = copy(step.action, "action", ActionError)
+    assert action is not None
     return Step(
         images={},
-        state=copy(step.state),
-        action=np.array(step.action, np.float32),
+        state=copy(step.state, "state", ObservationError),
+        action=action,
         reward=step.reward,
         terminated=step.terminated,
         truncated=step.truncated,
         intervened=step.intervened,
         time=step.time,
-        executed=copy(step.executed),
+        executed=copy(step.executed, "executed action", ActionError),
     )

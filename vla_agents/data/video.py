@@ -1,7 +1,7 @@
 """Pictures to h264 and back, through PyAV.
 
-Small pictures are encoded on the spot, into memory; larger ones in a thread per camera, straight to a file. A full
-queue blocks and never drops, so that rows and frames cannot drift apart.
+Small pictures are encoded on the spot, into memory; larger ones in a thread per camera, straight to a file. A
+full queue blocks and never drops, so that rows and frames cannot drift apart.
 """
 
 from __future__ import annotations

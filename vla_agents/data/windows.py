@@ -1,8 +1,8 @@
 """Windows over episodes held in memory: observation at t, actions t..t+H-1, and where the episode had ended.
 
-For datasets that fit into memory (64x64 pictures: 12 kB each). Every picture is decoded once; a batch is then a few
-numpy index operations. Works with `torch.utils.data.DataLoader` (it has `__len__` and `__getitem__`), and needs no
-torch itself.
+For datasets that fit into memory (64x64 pictures: 12 kB each). Every picture is decoded once; a batch is then
+a few numpy index operations. Works with `torch.utils.data.DataLoader` (it has `__len__` and `__getitem__`),
+and needs no torch itself.
 """
 
 from __future__ import annotations
@@ -124,8 +124,8 @@ class WindowDataset:
 
         Returns:
             `images` {camera: uint8 (B, H, W, 3)}, `state` float32 (B, S), `instruction` list of B, `action`
-            float32 (B, horizon, D) with the last one repeated past the episode's end, `mask` bool (B, horizon),
-            False there.
+            float32 (B, horizon, D) with the last one repeated past the episode's end, `mask` bool (B,
+            horizon), False there.
         """
         wanted = np.asarray(indices, np.int64)
         store, at, episodes = self._store, self._at[wanted], self.episode_of[wanted]
