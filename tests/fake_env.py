@@ -1,4 +1,4 @@
-"""A small env for tests: a point that flies to the red or the blue target. No simulator, microseconds per step.
+"""A small env for tests: a point that flies to the red or the blue target. No simulator.
 
 The seed decides where everything is and how far there is to go, so episodes end at different times.
 """
@@ -35,7 +35,9 @@ class FakeEnv(gymnasium.Env):
 
     metadata = {"render_modes": []}  # noqa: RUF012
 
-    def __init__(self, task: str = "any", image_size: int = 16, max_steps: int = 40, fail_every: int = 0) -> None:
+    def __init__(
+        self, task: str = "any", image_size: int = 16, max_steps: int = 40, fail_every: int = 0
+    ) -> None:
         if task not in (*TASKS, "any"):
             raise UnknownNameError("task", task, (*TASKS, "any"))
         self.embodiment = make_embodiment(image_size)
@@ -43,7 +45,9 @@ class FakeEnv(gymnasium.Env):
         self.action_space = self.embodiment.action_space()
         self._wanted, self._max_steps, self._fail_every = task, max_steps, fail_every
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._seed = seed or 0
         drawn = TASKS[int(self.np_random.integers(2))]

@@ -1,9 +1,10 @@
-"""The one loop: env, agent, listeners. Evaluating, collecting and online fine-tuning differ in the listeners only.
+"""The one loop. Evaluating, collecting and fine-tuning online differ in the listeners only.
 
     results = rollout(env, agent, seeds=range(100), listeners=[Recorder(writer)])
 
-`env` is a Gymnasium env or vector env. A vector env must be made with `AutoresetMode.DISABLED`: each slot that ends is reset
-with the next seed while the others go on, so an episode depends on its seed alone and not on its neighbours.
+`env` is a Gymnasium env or vector env. A vector env must be made with `AutoresetMode.DISABLED`: each slot
+that ends is reset with the next seed while the others go on, so an episode depends on its seed alone and
+not on its neighbours.
 """
 
 from __future__ import annotations
@@ -70,8 +71,8 @@ class Listener:
 class StepEvent:
     """One tick: what was seen, what the agent said, what came of it.
 
-    `time` is the monotonic time at which the observation was handed to the agent; `next_obs` is what was seen after
-    the action, at the end of an episode its last picture.
+    `time` is the monotonic time at which the observation was handed to the agent; `next_obs` is what was
+    seen after the action, at the end of an episode its last picture.
     """
 
     obs: Observation
@@ -96,8 +97,10 @@ def rollout(
 
     Args:
         env: A single or vector env.
-        agent: Acts. It is reset with the episode's seed, so its own randomness is a function of the seed as well.
-        seeds: One per episode; taken one by one as slots become free, so an iterator may look at what came before.
+        agent: Acts. It is reset with the episode's seed, so its own randomness is a function of the seed as
+            well.
+        seeds: One per episode; taken one by one as slots become free, so an iterator may look at what came
+            before.
         listeners: Are told everything, in order.
         max_steps: Cut episodes off after so many steps (beside the env's own limit).
 
@@ -171,10 +174,10 @@ class _Run:
         if not free.any():
             return
         mine: dict[int, tuple[int, int]] = {}
-        for slot in np.flatnonzero(free):
+        for slot in map(int, np.flatnonzero(free)):
             following = next(self._seeds, None)
             if following is not None:
-                mine[int(slot)] = following[0], int(following[1])
+                mine[slot] = following[0], int(following[1])
         if not mine and not any(self.open):
             return
         infos = self._slots.reset({slot: seed for slot, (_, seed) in mine.items()}, free)
@@ -239,7 +242,7 @@ class _Run:
                 raise ActionError(
                     f"the agent gave an action that is not finite in the episode of seed {episode.seed}, "
                     f"step {episode.steps}: {rows[slot].tolist()}",
-                    "the env was not stepped with it; check the agent (for a policy: its weights and statistics)",
+                    "the env was not stepped with it; check the agent (a policy: its weights and statistics)",
                 )
 
 
@@ -289,7 +292,7 @@ class _VectorSlots:
     def __init__(self, envs: VectorEnv) -> None:
         if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
             raise ConfigError(
-                f"the vector env resets by itself ({envs.metadata.get('autoreset_mode')}), so seeds would be lost",
+                f"the vector env resets by itself ({envs.metadata.get('autoreset_mode')}): seeds would be lost",
                 "make it with autoreset_mode=AutoresetMode.DISABLED, e.g. by vla_agents.envs.make_vec",
             )
         self._envs = envs
@@ -301,8 +304,9 @@ class _VectorSlots:
     def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]:
         """Start an episode in the slots of `seeds`; send the other free slots to sleep.
 
-        A slot whose episode is over may not be stepped again, yet a vector env steps all. Our own (`make_vec`) have slots
-        that can sleep; others play on from an arbitrary seed, unheard. The first reset has to wake all of them.
+        A slot whose episode is over may not be stepped again, yet a vector env steps all. Our own
+        (`make_vec`) have slots that can sleep; others play on from an arbitrary seed, unheard. The first
+        reset has to wake all of them.
         """
         infos: dict[str, Any] = {}
         awake = np.array([slot in seeds for slot in range(self.count)])
@@ -319,7 +323,10 @@ class _VectorSlots:
 
     def _reset(self, seeds: list[int], mask: np.ndarray, **options: Any) -> dict[str, Any]:
         # A fresh dict each time: Gymnasium pops the mask out of it.
-        self.observation, infos = self._envs.reset(seed=seeds, options={"reset_mask": mask.copy(), **options})
+        self.observation, infos = self._envs.reset(
+            seed=seeds,  # type: ignore[arg-type]  # its annotation forgets lists
+            options={"reset_mask": mask.copy(), **options},
+        )
         return infos
 
     def step(self, actions: np.ndarray) -> list[_Tick]:

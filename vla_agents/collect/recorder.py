@@ -32,9 +32,9 @@ class Recorder(Listener):
     """Writes episodes as they are played, in the order of their seeds.
 
     The label of a step is the agent's action; what a wrapper executed instead (`info["executed"]`, see
-    `ActionNoise`) is kept beside it. With one slot the steps go straight to the writer. With several they wait
-    in memory, because a writer holds one open episode, until all episodes with earlier seeds are over: the
-    dataset is the same for any number of slots.
+    `ActionNoise`) is kept beside it. With one slot the steps go straight to the writer. With several they
+    wait in memory, because a writer holds one open episode, until all episodes with earlier seeds are over:
+    the dataset is the same for any number of slots.
 
     Args:
         writer: Where episodes go. The recorder does not close it.

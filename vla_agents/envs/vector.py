@@ -22,10 +22,11 @@ _Wrappers = tuple[Callable[[gymnasium.Env], gymnasium.Env], ...]
 
 
 def make_env(env_id: str, wrappers: _Wrappers = (), **kwargs: Any) -> gymnasium.Env:
-    """`gymnasium.make` with clear errors for unknown ids and options, without its passive checker (which costs time).
+    """`gymnasium.make` with clear errors for unknown ids and options, and without its slow checker.
 
     Args:
-        env_id: A registered id, e.g. `"vla_agents/Tabletop-v0"`, or `"module:id"` where importing the module registers it.
+        env_id: A registered id, e.g. `"vla_agents/Tabletop-v0"`, or `"module:id"` where importing the
+            module registers it.
         wrappers: Applied in order.
         **kwargs: Handed to the env.
     """
@@ -45,7 +46,8 @@ def make_vec(
     Args:
         env_id: A registered id.
         num_envs: Number of slots.
-        asynchronous: A process per env (instructions may hold any Unicode: nothing goes through shared memory).
+        asynchronous: A process per env (instructions may hold any Unicode: nothing goes through shared
+            memory).
         wrappers: Applied to every env, in order.
         **kwargs: Handed to every env.
     """
@@ -69,7 +71,7 @@ class _SyncVectorEnv(SyncVectorEnv):
 
 
 class _AsyncVectorEnv(AsyncVectorEnv):
-    """Slots that can sleep; raises a worker's own error, where Gymnasium makes a new one from the message alone."""
+    """Slots that can sleep; raises a worker's own error, where Gymnasium makes one from the message."""
 
     can_idle = True
 
@@ -80,7 +82,7 @@ class _AsyncVectorEnv(AsyncVectorEnv):
         errors = [self.error_queue.get() for ok in results if not ok]
         for index, *_ in errors:
             self.parent_pipes[index].close()
-            self.parent_pipes[index] = None
+            self.parent_pipes[index] = None  # type: ignore[call-overload]
         self._state = AsyncState.DEFAULT
         _, kind, value, trace = min(errors, key=lambda error: error[0])
         if isinstance(value, VlaAgentsError):

@@ -13,8 +13,8 @@ from vla_agents.errors import ConfigError
 class ActionNoise(gymnasium.Wrapper):
     """Perturb what is executed while the recorded label stays clean, so that demonstrations cover recoveries.
 
-    (DART: Laskey et al. 2017.) Gaussian noise on the leading `dims` values of the action; drawn from the reset seed, so the
-    episode stays a function of its seed. The perturbed action is in `info["executed"]`.
+    (DART: Laskey et al. 2017.) Gaussian noise on the leading `dims` values of the action; drawn from the
+    reset seed, so the episode stays a function of its seed. The perturbed action is in `info["executed"]`.
 
     Args:
         env: The env.
@@ -49,10 +49,10 @@ class ActionNoise(gymnasium.Wrapper):
 
 
 class SwappedInstruction(gymnasium.Wrapper):
-    """The same scene as the seed gives, with another instruction: the control that shows that language is used.
+    """The scene that the seed gives, with another instruction: the control that shows that language is used.
 
-    The env must offer `possible_instructions()` and take `options={"instruction": ...}`. `info["success"]` then judges the
-    new instruction; `info["swapped_from"]` holds the old one.
+    The env must offer `possible_instructions()` and take `options={"instruction": ...}`. `info["success"]`
+    then judges the new instruction; `info["swapped_from"]` holds the old one.
     """
 
     def reset(
@@ -72,10 +72,10 @@ class SwappedInstruction(gymnasium.Wrapper):
 
 
 class Idle(gymnasium.Wrapper):
-    """A slot of a vector env that can sleep: `reset(options={"idle": True})`, until the next ordinary reset.
+    """A slot of a vector env that can sleep, after `reset(options={"idle": True})`, until the next reset.
 
-    A vector env steps all of its slots, also those for which no episode is left; asleep, a slot hands out its last
-    observation and does not disturb the env behind it.
+    A vector env steps all of its slots, also those for which no episode is left; asleep, a slot hands out
+    its last observation and does not disturb the env behind it.
     """
 
     def __init__(self, env: gymnasium.Env) -> None:

@@ -1,16 +1,17 @@
-"""Plots as inline SVG: no library, no external resource, colours from the page's style sheet (light and dark).
+"""Plots as inline SVG: no library, no external resource, colours from the page's style sheet.
 
-Every function returns an `<svg>` that scales with the page. Classes used: `ok`, `bad`, `axis`, `grid`, `label`, `value`,
-`track`, and `s0` … `s5` for the series of a line plot.
+Every function returns an `<svg>` that scales with the page, or "" where there is nothing to show.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 
-WIDTH = 640
+WIDTH = 480  # of every plot, in its own units; the page shows them at about that many pixels
+MOST = 300  # points per line
 Points = Sequence[tuple[float, float]]
 
 
@@ -20,7 +21,7 @@ def success_bars(rows: Sequence[tuple[str, int, int, float, float]]) -> str:
     Args:
         rows: `(label, successes, episodes, low, high)`, the interval as shares.
     """
-    left, right, pitch = 190, 150, 30
+    left, right, pitch = 118, 122, 28
     span = WIDTH - left - right
     parts = []
     for index, (label, successes, episodes, low, high) in enumerate(rows):
@@ -30,17 +31,16 @@ def success_bars(rows: Sequence[tuple[str, int, int, float, float]]) -> str:
         hint = f"{label}: {text}, 95 % interval {100 * low:.1f} - {100 * high:.1f} %"
         parts.append(
             f"<g><title>{escape(hint)}</title>"
-            f'<text class="label" x="{left - 10}" y="{middle + 4:.1f}" text-anchor="end">{escape(_short(label, 26))}</text>'
+            f"{_text('label', left - 10, middle + 4, _short(label, 18), 'end')}"
             f'<rect class="track" x="{left}" y="{middle - 8:.1f}" width="{span}" height="16" rx="3"/>'
-            f'<rect class="ok" x="{left}" y="{middle - 8:.1f}" width="{span * share:.1f}" height="16" rx="3"/>'
+            f'<rect class="ok" x="{left}" y="{middle - 8:.1f}" width="{span * share:.1f}" height="16" '
+            f'rx="3"/>'
             f'<path class="whisker" d="M{left + span * low:.1f} {middle:.1f}H{left + span * high:.1f}'
             f"M{left + span * low:.1f} {middle - 5:.1f}v10M{left + span * high:.1f} {middle - 5:.1f}v10"
-            f'"/><text class="value" x="{left + span + 10}" y="{middle + 4:.1f}">{escape(text)}</text></g>'
+            f'"/>{_text("label", left + span + 10, middle + 4, text)}</g>'
         )
-    ticks = [
-        f'<text class="tick" x="{left + span * k / 4:.1f}" y="{len(rows) * pitch + 14}" text-anchor="middle">{25 * k} %</text>'
-        for k in range(5)
-    ]
+    base = len(rows) * pitch + 14
+    ticks = [_text("tick", left + span * k / 4, base, f"{25 * k} %", "middle") for k in range(5)]
     return _svg(len(rows) * pitch + 22, parts + ticks)
 
 
@@ -57,9 +57,10 @@ def histogram(good: Sequence[float], bad: Sequence[float], *, bins: int = 24, un
         for value in series:
             stacks[int((value - low) // width)][which] += 1
     top = max(sum(stack) for stack in stacks)
-    left, bottom, height = 44, 170, 150
+    left, bottom, height = 44, 150, 130
     pitch = (WIDTH - left - 10) / max(count, 8)
-    parts = [_grid_line(left, bottom - height * k / 2, f"{top * k / 2:g}") for k in range(3)]
+    ticks = sorted({0, top // 2, top})
+    parts = [_grid_line(left, bottom - height * k / top, f"{k}") for k in ticks]
     for index, stack in enumerate(stacks):
         x, base = left + index * pitch, float(bottom)
         start = low + index * width
@@ -77,9 +78,7 @@ def histogram(good: Sequence[float], bad: Sequence[float], *, bins: int = 24, un
     step = max(1, math.ceil(count / 10))
     for index in range(0, count, step):
         x = left + (index + 0.5) * pitch
-        parts.append(
-            f'<text class="tick" x="{x:.1f}" y="{bottom + 16}" text-anchor="middle">{low + index * width:g}</text>'
-        )
+        parts.append(_text("tick", x, bottom + 16, f"{low + index * width:g}", "middle"))
     parts.append(
         f'<text class="tick" x="{WIDTH - 8}" y="{bottom + 32}" text-anchor="end">{escape(unit)}</text>'
     )
@@ -87,7 +86,7 @@ def histogram(good: Sequence[float], bad: Sequence[float], *, bins: int = 24, un
 
 
 def lines(series: Mapping[str, Points], *, logarithmic: bool = False, unit: str = "step") -> str:
-    """A line per series, with a legend; points that are not finite (or not positive on a log axis) are left out.
+    """A line per series, with a legend; points that cannot be drawn (NaN, <= 0 on a log axis) are left out.
 
     Args:
         series: Name -> (x, y) points.
@@ -100,56 +99,78 @@ def lines(series: Mapping[str, Points], *, logarithmic: bool = False, unit: str 
         return ""
     xs = [x for points in shown.values() for x, _ in points]
     ys = [y for points in shown.values() for _, y in points]
-    x_low, x_high, y_low, y_high = min(xs), max(xs), min(ys), max(ys)
-    if y_high - y_low < 1e-12:
-        y_low, y_high = y_low - 0.5, y_high + 0.5
-    left, bottom, height = 58, 200, 180
+    box = _Box(min(xs), max(xs), min(ys), max(ys))
     parts = []
     for k in range(5):
-        y = y_low + (y_high - y_low) * k / 4
-        parts.append(_grid_line(left, bottom - height * k / 4, f"{10**y if logarithmic else y:.3g}"))
-    for k in range(5):
-        x = x_low + (x_high - x_low) * k / 4
-        at = left + (WIDTH - left - 14) * k / 4
-        parts.append(f'<text class="tick" x="{at:.1f}" y="{bottom + 16}" text-anchor="middle">{x:.4g}</text>')
-    parts.append(
-        f'<text class="tick" x="{WIDTH - 14}" y="{bottom + 32}" text-anchor="end">{escape(unit)}</text>'
-    )
-    legend = float(left)
+        y = box.y_low + (box.y_high - box.y_low) * k / 4
+        parts.append(_grid_line(box.left, box.at(box.x_low, y)[1], f"{10**y if logarithmic else y:.3g}"))
+        x = box.x_low + (box.x_high - box.x_low) * k / 4
+        parts.append(_text("tick", box.at(x, y)[0], box.bottom + 16, f"{x:.4g}", "middle"))
+    parts.append(_text("tick", WIDTH - 10, box.bottom + 34, unit, "end"))
+    legend = box.left
     for index, (name, points) in enumerate(shown.items()):
-        place = [
-            f"{left + (WIDTH - left - 14) * (x - x_low) / ((x_high - x_low) or 1):.1f} "
-            f"{bottom - height * (y - y_low) / (y_high - y_low):.1f}"
-            for x, y in points
-        ]
-        dots = (
-            "".join(f'<circle cx="{p.split()[0]}" cy="{p.split()[1]}" r="2.5"/>' for p in place)
-            if len(place) < 40
-            else ""
-        )
+        place = [box.at(x, y) for x, y in points]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in place)
+        few = len(place) <= 30
+        dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in place) if few else ""
         parts.append(
-            f'<g class="s{index % 6}"><title>{escape(name)}</title><path class="line" d="M{"L".join(place)}"/>{dots}'
-            f'<rect x="{legend:.1f}" y="{bottom + 26}" width="12" height="4"/>'
-            f'<text class="label" x="{legend + 18:.1f}" y="{bottom + 32}">{escape(name)}</text></g>'
+            f'<g class="s{index % 6}"><title>{escape(name)}</title><path class="line" d="M{path}"/>{dots}'
+            f'<rect x="{legend:.1f}" y="{box.bottom + 28:.1f}" width="12" height="4"/>'
+            f"{_text('label', legend + 18, box.bottom + 34, name)}</g>"
         )
-        legend += 40 + 7.5 * len(name)
-    return _svg(bottom + 40, parts)
+        legend += 40 + 7 * len(name)
+    return _svg(box.bottom + 42, parts)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """The drawing area of a line plot: from values to places."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+    left: float = 52.0
+    bottom: float = 166.0
+    height: float = 150.0
+
+    def __post_init__(self) -> None:
+        if self.y_high - self.y_low < 1e-12:  # a flat line lies in the middle
+            object.__setattr__(self, "y_low", self.y_low - 0.5)
+            object.__setattr__(self, "y_high", self.y_high + 0.5)
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        share = (x - self.x_low) / ((self.x_high - self.x_low) or 1.0)
+        up = (y - self.y_low) / (self.y_high - self.y_low)
+        return self.left + (WIDTH - self.left - 14) * share, self.bottom - self.height * up
 
 
 def _usable(points: Points, logarithmic: bool) -> list[tuple[float, float]]:
+    """What can be drawn, in order; many points become the means of neighbours."""
     found = sorted((x, y) for x, y in points if math.isfinite(x) and math.isfinite(y))
-    return [(x, math.log10(y)) for x, y in found if y > 0] if logarithmic else found
+    if logarithmic:
+        found = [(x, math.log10(y)) for x, y in found if y > 0]
+    size = math.ceil(len(found) / MOST)
+    groups = [found[k : k + size] for k in range(0, len(found), max(size, 1))]
+    return [(_mean(x for x, _ in group), _mean(y for _, y in group)) for group in groups]
+
+
+def _mean(values: Iterable[float]) -> float:
+    listed = list(values)
+    return math.fsum(listed) / len(listed)
 
 
 def _grid_line(left: float, y: float, label: str) -> str:
-    return (
-        f'<path class="grid" d="M{left} {y:.1f}H{WIDTH - 10}"/>'
-        f'<text class="tick" x="{left - 8}" y="{y + 4:.1f}" text-anchor="end">{label}</text>'
-    )
+    line = f'<path class="grid" d="M{left:.1f} {y:.1f}H{WIDTH - 10}"/>'
+    return line + _text("tick", left - 8, y + 4, label, "end")
 
 
 def _svg(height: float, parts: Sequence[str]) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img">{"".join(parts)}</svg>'
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> str:
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _short(text: str, length: int) -> str:

@@ -51,7 +51,7 @@ class EvalConfig:
     episodes: int = 100
     """Number of episodes."""
     seed: int = FIRST_SEED
-    """Reset seed of the first episode; the next ones count up. Keep away from the seeds of the training data."""
+    """Reset seed of the first episode; the next ones count up. Keep away from the seeds trained on."""
     num_envs: int = 8
     """Environments side by side; the policy plans for all that need it in one batch."""
     asynchronous: bool = False
@@ -71,7 +71,7 @@ class EvalConfig:
     videos: int = 6
     """How many episodes to keep as videos, failures first."""
     metrics: Path | None = None
-    """metrics.jsonl of a training run, for its curves on the page; by default that of the checkpoint's run."""
+    """metrics.jsonl whose curves the page shows; by default that of the checkpoint's training run."""
 
 
 def evaluate(
@@ -125,7 +125,7 @@ def evaluate(
 
 
 def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bool = True) -> EvalReport:
-    """Evaluate as a config says; prints the table and writes `results.json`, `report.html`, `run.yaml`, `videos/`.
+    """Evaluate as a config says; prints the table, writes results.json, report.html, run.yaml, videos/.
 
     Raises:
         KeyboardInterrupt: Ctrl-C, after the finished episodes were written (marked as partial).
@@ -138,7 +138,9 @@ def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bo
     report.save(config.out / "results.json")
     title = f"{config.agent} in {config.env}" + (" (swapped instructions)" if config.swapped else "")
     metrics = config.metrics or _metrics_of(config.agent)
-    write_page(config.out / "report.html", [Section(title, report, clips=clips)], metrics=metrics)
+    write_page(
+        config.out / "report.html", [Section("Success", report, clips=clips)], title=title, metrics=metrics
+    )
     console.print(report.table(title))
     console.print(f"Report: {config.out / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
     if report.partial:
@@ -149,7 +151,7 @@ def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bo
 
 
 class PolicyEvaluator:
-    """Evaluates a policy in training: `evaluator(policy, step) -> {"success": ..., ...}`, as the Trainer calls it.
+    """Evaluates a policy in training: `evaluator(policy, step)`, as the Trainer calls it.
 
     The env is made once and kept, until `close`.
 
@@ -165,7 +167,7 @@ class PolicyEvaluator:
         self.reports: dict[int, EvalReport] = {}
 
     def __call__(self, policy: Any, step: int) -> dict[str, float]:
-        """Success and its interval; the whole report is kept in `reports[step]`. Leaves the policy's mode as it was."""
+        """Success and its interval; the whole report is kept in `reports[step]`."""
         config = self._config
         if self._env is None:
             self._env = make_eval_env(config)

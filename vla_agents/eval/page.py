@@ -59,7 +59,7 @@ def write_page(
         sections: Shown one below the other; of several, a comparison stands on top.
         title: Of the page; None takes the first section's.
         intro: Plain text under the title.
-        metrics: `metrics.jsonl` of a training run, whose curves are shown; left out where the file is missing.
+        metrics: `metrics.jsonl` of a training run, whose curves are shown; a missing file is left out.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

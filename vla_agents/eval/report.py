@@ -1,4 +1,4 @@
-"""What an evaluation found: per episode, per task, over all; as JSON, as a table, and (`page.py`) as an HTML page."""
+"""What an evaluation found: per episode, per task, over all; as JSON, as a table (`page.py`: as a page)."""
 
 from __future__ import annotations
 

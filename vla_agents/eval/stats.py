@@ -51,7 +51,7 @@ class Aggregate:
         mean_steps: Mean number of actions per episode.
         mean_steps_success: The same over the successful ones; None where there is none.
         mean_reward: Mean sum of rewards.
-        rates: For every other yes/no value of the last info (e.g. `"wrong"`): the share of episodes where it is true.
+        rates: For every other yes/no value of the last info (e.g. `"wrong"`): where it is true, as a share.
     """
 
     episodes: int

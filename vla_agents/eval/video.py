@@ -1,4 +1,4 @@
-"""Episodes to look at: what the cameras saw, side by side, with the instruction and the outcome written underneath."""
+"""Episodes to look at: what the cameras saw, side by side, instruction and outcome written underneath."""
 
 from __future__ import annotations
 
@@ -57,7 +57,8 @@ class _Take:
 class VideoRecorder(Listener):
     """Keeps videos of some episodes: failures first, but not only.
 
-    Up to `count` failures and as many successes are encoded while the rollout runs; `finish` deletes what is too many.
+    Up to `count` failures and as many successes are encoded while the rollout runs; `finish` deletes what is
+    too many.
 
     Args:
         folder: Where the mp4 files go; made when the first one is written.
@@ -182,7 +183,7 @@ def write_video(path: str | Path, frames: Sequence[np.ndarray], fps: float) -> N
 
     Args:
         path: The file; its folder is made.
-        frames: uint8 (H, W, 3) each, all of one size; an odd row or column is repeated, h264 needs even sizes.
+        frames: uint8 (H, W, 3) each, all of one size; an odd last row or column is doubled (h264 wants even).
         fps: Frames per second.
     """
     import av
