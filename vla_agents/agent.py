@@ -1,8 +1,8 @@
 """The one call everything passes through: `agent.act(obs)`.
 
-A trained policy, a policy on another machine, a person at a device, a scripted expert, a replayed episode: each is an
-`Agent`. Single observations are `{"images": {camera: uint8 (H, W, 3)}, "state": float32 (S,), "instruction": str}`;
-vector observations carry a leading N on every array and a sequence of N instructions.
+A trained policy, a policy on another machine, a person at a device, a scripted expert, a replayed episode:
+each is an `Agent`. Single observations are `{"images": {camera: uint8 (H, W, 3)}, "state": float32 (S,),
+"instruction": str}`; vector observations carry a leading N on every array and a sequence of N instructions.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ Observation = dict[str, Any]
 
 
 class Agent:
-    """Anything that turns observations into actions. Subclasses write `act`, and `reset` where they keep state."""
+    """Anything that turns observations into actions. Subclasses write `act`, and `reset` if they keep state."""
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Forget what belongs to the last episode.
 
         Args:
             mask: For a vector env, bool (N,): the slots that start a new episode. None means all.
-            seed: Seeds the agent's own randomness; for a vector env one per slot, of which the masked ones count.
+            seed: Seeds the agent's own randomness; for a vector env one per slot, of which the masked ones
+                count.
         """
 
     def idle(self, mask: np.ndarray) -> None:
-        """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset; saves computing them."""
+        """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset."""
 
     def act(self, obs: Observation) -> np.ndarray:
         """The action for one observation, float32 (D,), or for N of them, (N, D), in the env's own units."""
@@ -89,7 +90,7 @@ class RandomAgent(Agent):
 
 
 class ExpertAgent(Agent):
-    """The scripted expert of an env, as an Agent: it asks the env's own `expert_action()`, which may look behind the scenes.
+    """The scripted expert of an env, as an Agent: it asks `expert_action()`, which may look behind the scenes.
 
     Args:
         env: An env whose base class has `expert_action() -> float32 (D,)`, or a vector env of such.
@@ -98,7 +99,10 @@ class ExpertAgent(Agent):
     def __init__(self, env: Any) -> None:
         self._env = env
         self._vector = hasattr(env, "num_envs")
-        if not self._vector and not hasattr(env.unwrapped, "expert_action"):
+        single = (
+            env.envs[0] if getattr(env, "envs", None) else env
+        )  # envs in other processes cannot be looked at
+        if not hasattr(single, "num_envs") and not hasattr(single.unwrapped, "expert_action"):
             raise ConfigError(f"{env} has no scripted expert", "give the env class a method expert_action()")
 
     def act(self, obs: Observation) -> np.ndarray:
@@ -109,10 +113,10 @@ class ExpertAgent(Agent):
 
 
 class PolicyAgent(Agent):
-    """A policy in a control loop: checks, transforms, plans a chunk where one is needed, and hands out one action.
+    """A policy in a control loop: checks, transforms, plans a chunk where one is needed, hands out one action.
 
-    Every slot of a vector env has its own chunk state, so episodes may start and end at different times; only the
-    slots that need a plan are put through the policy, in one batch.
+    Every slot of a vector env has its own chunk state, so episodes may start and end at different times;
+    only the slots that need a plan are put through the policy, in one batch.
 
     Args:
         policy: The policy; its embodiment is what it was trained on.
@@ -172,7 +176,9 @@ class PolicyAgent(Agent):
         self._drop_chunks_of_changed_instructions([item["instruction"] for item in items])
         waiting = [slot for slot in busy if self.chunker.needs_plan(slot)]
         if waiting:
-            chunks = self.policy.plan([self.transform.observation(items[slot]) for slot in waiting])  # (n, H, D)
+            chunks = self.policy.plan(
+                [self.transform.observation(items[slot]) for slot in waiting]
+            )  # (n, H, D)
             for slot, chunk in zip(waiting, chunks, strict=True):
                 self.chunker.add(slot, self.transform.inverse_action(chunk))
         actions = np.zeros((len(items), self.embodiment.action_dim), np.float32)
@@ -198,8 +204,8 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     Args:
         path: Checkpoint folder, a run folder (its `best`, else its `last` checkpoint is taken), or a hub id.
         env: Where given, the env's embodiment is compared with the checkpoint's, and a mismatch refused.
-        **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or `"cosine"`),
-            `transforms`, `chunker`, `embodiment`; see `docs/agents.md`.
+        **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or
+            `"cosine"`), `transforms`, `chunker`, `embodiment`; see `docs/agents.md`.
 
     Raises:
         CheckpointError: Missing, incomplete or damaged.
@@ -213,10 +219,14 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         if key not in known:
             from vla_agents.errors import suggest
 
-            raise ConfigError(f"load_agent has no option {key!r}{suggest(key, known)}", f"known: {sorted(known)}")
+            raise ConfigError(
+                f"load_agent has no option {key!r}{suggest(key, known)}", f"known: {sorted(known)}"
+            )
     execute, ensemble = overrides.get("execute"), overrides.get("ensemble")
     if execute is not None and ensemble is not None:
-        raise ConfigError(f"execute={execute} and ensemble={ensemble!r} exclude each other", "an ensemble plans every tick")
+        raise ConfigError(
+            f"execute={execute} and ensemble={ensemble!r} exclude each other", "an ensemble plans every tick"
+        )
     policy = load_policy(path, device=overrides.get("device"))
     chunker = overrides.get("chunker") or make_chunker(
         policy.default_execute if execute is None else execute, policy.horizon, ensemble
@@ -234,9 +244,14 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     return agent
 
 
-# ---- observations ---------------------------------------------------------------------------------------------
+# ---- observations -----------------------------------------------------------------------------------------
 def batch_size(obs: Observation) -> int | None:
     """N of a vector observation, None of a single one."""
+    if not isinstance(obs, dict):
+        raise ObservationError(
+            f"the observation is a {type(obs).__name__}, not a dict",
+            "env.reset() returns (obs, info): pass obs",
+        )
     instruction = obs.get("instruction")
     return None if isinstance(instruction, str) or instruction is None else len(instruction)
 
@@ -247,16 +262,21 @@ def take(obs: Observation, slot: int) -> Observation:
 
 
 def _map(obs: Observation, function: Callable[[Any], Any]) -> Observation:
-    return {k: {c: function(v) for c, v in value.items()} if k == "images" else function(value) for k, value in obs.items()}
+    return {
+        k: {c: function(v) for c, v in value.items()} if k == "images" else function(value)
+        for k, value in obs.items()
+    }
 
 
 def check_observation(obs: Observation, embodiment: Embodiment, *, slot: int | None = None) -> None:
     """Raise `ObservationError` naming the field unless a single observation fits the embodiment."""
     where = "" if slot is None else f" (env {slot})"
-    if not isinstance(obs, dict) or "images" not in obs:
-        raise ObservationError(f"the observation{where} has no 'images'", 'expected {"images": ..., "state": ...}')
+    if embodiment.cameras and "images" not in obs:
+        raise ObservationError(f"the observation{where} has no 'images'; it has {sorted(obs)}")
     if not isinstance(obs.get("instruction"), str):
-        raise ObservationError(f"the observation{where} has no instruction string: {obs.get('instruction')!r}")
+        raise ObservationError(
+            f"the observation{where} has no instruction string: {obs.get('instruction')!r}"
+        )
     for camera in embodiment.cameras:
         image = obs["images"].get(camera.name)
         if image is None:
@@ -269,12 +289,13 @@ def check_observation(obs: Observation, embodiment: Embodiment, *, slot: int | N
             raise ObservationError(
                 f"camera {camera.name!r}{where}: got {getattr(image, 'dtype', type(image))} "
                 f"{getattr(image, 'shape', '')}, expected uint8 {shape}",
-                f"make the env with that image size or add the transform ResizeImages({camera.height}, {camera.width})",
+                f"make the env with that image size, or add ResizeImages({camera.height}, {camera.width})",
             )
     if embodiment.state_dim:
         state = obs.get("state")
-        if state is None or np.shape(state) != (embodiment.state_dim,):
-            raise ObservationError(f"state{where} has shape {np.shape(state)}, expected ({embodiment.state_dim},)")
+        given = None if state is None else np.shape(state)
+        if state is None or given != (embodiment.state_dim,):
+            raise ObservationError(f"state{where} has shape {given}, expected ({embodiment.state_dim},)")
         if not np.isfinite(state).all():
             bad = [n for n, part in embodiment.state_slices().items() if not np.isfinite(state[part]).all()]
             raise ObservationError(f"state{where} is not finite in {bad}: {np.asarray(state).tolist()}")

@@ -1,10 +1,10 @@
 """How chunks of H actions become one action per tick. Every slot of a vector env has its own state.
 
-    RecedingHorizon      carry out the first k actions of a chunk, then plan anew
-    TemporalEnsemble     plan every tick, average all predictions for this tick, older ones weigh more
-                         (w_i = exp(-decay * i), i = 0 the oldest; Zhao et al. 2023, "ACT", section III.B)
-    CosineEnsemble       plan every tick, predictions that point where the newest one points weigh more
-                         (w_i ~ exp(alpha * cos(a_i, a_newest)); Li et al. 2024, "CogACT", section 3.4)
+RecedingHorizon      carry out the first k actions of a chunk, then plan anew
+TemporalEnsemble     plan every tick, average all predictions for this tick, older ones weigh more
+                     (w_i = exp(-decay * i), i = 0 the oldest; Zhao et al. 2023, "ACT", section III.B)
+CosineEnsemble       plan every tick, predictions that point where the newest one points weigh more
+                     (w_i ~ exp(alpha * cos(a_i, a_newest)); Li et al. 2024, "CogACT", section 3.4)
 """
 
 from __future__ import annotations
@@ -95,7 +95,9 @@ class _Ensemble(Chunker):
         """The weighted mean of all predictions for this tick."""
         chunks = self._chunks[slot]
         ages = range(len(chunks) - 1, -1, -1)  # oldest first
-        predictions = np.stack([chunk[age] for chunk, age in zip(chunks, ages, strict=True) if age < len(chunk)])
+        predictions = np.stack(
+            [chunk[age] for chunk, age in zip(chunks, ages, strict=True) if age < len(chunk)]
+        )
         weights = self._weights(predictions)
         self._fresh[slot] = False
         return (weights[:, None] * predictions).sum(0) / weights.sum()
@@ -151,7 +153,9 @@ class CosineEnsemble(_Ensemble):
 def make_chunker(execute: int, horizon: int, ensemble: str | None = None) -> Chunker:
     """A chunker by name: None (receding horizon), `"act"` or `"cosine"`."""
     if execute > horizon:
-        raise ConfigError(f"execute={execute} is more than the policy's horizon {horizon}", f"use <= {horizon}")
+        raise ConfigError(
+            f"execute={execute} is more than the policy's horizon {horizon}", f"use <= {horizon}"
+        )
     if ensemble is None:
         return RecedingHorizon(execute)
     if ensemble == "act":

@@ -1,7 +1,7 @@
-"""Configurations are frozen dataclasses: their field docstrings are the `--help`, their YAML is the record of a run.
+"""Configurations are frozen dataclasses: their field docstrings are the `--help`, their YAML records a run.
 
-The loader is strict. A key that no field has, a value of the wrong type: each is a `ConfigError` that names the key and,
-where one comes near, the field that was meant.
+The loader is strict. A key that no field has, a value of the wrong type: each is a `ConfigError` that names
+the key and, where one comes near, the field that was meant.
 """
 
 from __future__ import annotations
@@ -38,32 +38,62 @@ def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in names:
-            raise ConfigError(f"{where}: unknown key {key!r}{suggest(str(key), names)}", f"known: {sorted(names)}")
+            raise ConfigError(
+                f"{where}: unknown key {key!r}{suggest(str(key), names)}", f"known: {sorted(names)}"
+            )
     values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    missing = [f.name for f in dataclasses.fields(cls) if f.name not in data and _is_required(f)]  # type: ignore[arg-type]
+    if missing:
+        raise ConfigError(
+            f"{where}: missing {', '.join(map(repr, missing))}", f"{cls.__name__} has no default for it"
+        )
     try:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
 
 
+def _is_required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
 def save_yaml(config: Any, path: str | Path) -> None:
     """Write a config (or plain data) as YAML."""
-    Path(path).write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    Path(path).write_text(
+        yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def load_yaml(path: str | Path) -> Any:
-    """Read YAML; a missing or malformed file is a `ConfigError`."""
+    """Read YAML; a missing or malformed file, or a key that comes twice, is a `ConfigError`."""
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
-    except yaml.YAMLError as error:
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not YAML ({error})") from error
 
 
 def load_config(cls: type[T], path: str | Path) -> T:
     """A dataclass from a YAML file."""
     return from_dict(cls, load_yaml(path), where=str(path))
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a key that comes twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """A mapping without repeated keys."""
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"key {key.value!r} comes twice", key.start_mark
+                )
+            seen.add(key.value if isinstance(key.value, str) else repr(key.value))
+        return super().construct_mapping(node, deep)
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:
@@ -74,7 +104,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         return _convert_union(args, value, where)
     if origin is Literal:
         if value not in args:
-            raise ConfigError(f"{where}: {value!r} is not one of {list(args)}{suggest(str(value), map(str, args))}")
+            raise ConfigError(
+                f"{where}: {value!r} is not one of {list(args)}{suggest(str(value), map(str, args))}"
+            )
         return value
     if dataclasses.is_dataclass(hint):
         return from_dict(hint, value, where=where)  # type: ignore[arg-type]
@@ -84,7 +116,9 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if origin is tuple and args and args[-1] is not Ellipsis:
             if len(args) != len(value):
                 raise ConfigError(f"{where}: expected {len(args)} values, got {len(value)}")
-            return tuple(_convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True)))
+            return tuple(
+                _convert(a, v, f"{where}[{i}]") for i, (a, v) in enumerate(zip(args, value, strict=True))
+            )
         inner = args[0] if args else Any
         return origin(_convert(inner, item, f"{where}[{i}]") for i, item in enumerate(value))
     if origin is dict:
@@ -118,5 +152,7 @@ def _convert_plain(hint: Any, value: Any, where: str) -> Any:
         except ValueError:
             pass
     if not isinstance(value, hint) or (isinstance(value, bool) and hint is not bool):
-        raise ConfigError(f"{where}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__} {value!r}")
+        raise ConfigError(
+            f"{where}: expected {getattr(hint, '__name__', hint)}, got {type(value).__name__} {value!r}"
+        )
     return value

@@ -1,7 +1,8 @@
-"""What a body senses and does, with every convention named, so that a mismatch is an error and not a bad score.
+"""What a body senses and does, with every convention named, so that a mismatch is an error, not a bad score.
 
-An `Embodiment` is stored in every dataset and checkpoint and carried by every env and robot. Wrong gripper sign,
-flipped image, other rotation convention: `Embodiment.require` refuses each, naming both sides and what would mend it.
+An `Embodiment` is stored in every dataset and checkpoint and carried by every env and robot. Wrong gripper
+sign, flipped image, other rotation convention: `Embodiment.require` refuses each, naming both sides and
+what would mend it.
 """
 
 from __future__ import annotations
@@ -80,10 +81,15 @@ class Part:
             value = getattr(self, side)
             if isinstance(value, Sequence | np.ndarray):
                 if len(value) != self.size:
-                    raise EmbodimentError(f"part {self.name!r}: {side} has {len(value)} values, size is {self.size}")
+                    raise EmbodimentError(
+                        f"part {self.name!r}: {side} has {len(value)} values, size is {self.size}"
+                    )
                 object.__setattr__(self, side, tuple(float(v) for v in value))
             else:
                 object.__setattr__(self, side, float(value))
+        low, high = self.bounds()
+        if not (low <= high).all():  # NaN included
+            raise EmbodimentError(f"part {self.name!r}: low {self.low} does not lie below high {self.high}")
 
     def bounds(self) -> tuple[np.ndarray, np.ndarray]:
         """`(low, high)`, each float32 of shape (size,)."""
@@ -173,7 +179,7 @@ class Embodiment:
     def observation_space(self) -> spaces.Dict:
         """The Gymnasium space of one observation: `images`, `state` (where there is one), `instruction`."""
         images = {c.name: spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in self.cameras}
-        content: dict[str, spaces.Space] = {"images": spaces.Dict(images)}
+        content: dict[str, spaces.Space] = {"images": spaces.Dict(dict[str, spaces.Space](images))}
         if self.state:
             content["state"] = _box(self.state)
         content["instruction"] = spaces.Text(max_length=512, min_length=0, charset=_CHARSET)
@@ -181,7 +187,7 @@ class Embodiment:
 
     # ---- comparing ----------------------------------------------------------------------------------------
     def differences(self, other: Embodiment, *, ours: str = "this", theirs: str = "other") -> list[str]:
-        """One line per difference that would change what numbers or pixels mean; empty where there is none."""
+        """One line per difference that would change what numbers or pixels mean; empty if there is none."""
         lines = _part_differences("action", self.action, other.action, ours, theirs)
         lines += _part_differences("state", self.state, other.state, ours, theirs)
         lines += _camera_differences(self.cameras, other.cameras, ours, theirs)
@@ -224,7 +230,9 @@ class Embodiment:
         except (KeyError, TypeError, AttributeError) as error:
             if isinstance(error, UnknownNameError):
                 raise
-            raise EmbodimentError(f"{where}: not an embodiment ({error!r})", "write it with Embodiment.save") from error
+            raise EmbodimentError(
+                f"{where}: not an embodiment ({error!r})", "write it with Embodiment.save"
+            ) from error
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
@@ -236,7 +244,9 @@ class Embodiment:
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise EmbodimentError(f"{path}: no such file", "it is written beside every dataset and checkpoint") from None
+            raise EmbodimentError(
+                f"{path}: no such file", "it is written beside every dataset and checkpoint"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
             raise EmbodimentError(f"{path}: not JSON ({error})") from error
         return cls.from_dict(data, where=str(path))
@@ -259,7 +269,9 @@ def embodiment_of(env: Any) -> Embodiment:
         found = env.get_attr("embodiment")[0]
         if isinstance(found, Embodiment):
             return found
-    raise EmbodimentError(f"{env} carries no embodiment", "give the env class an attribute `embodiment: Embodiment`")
+    raise EmbodimentError(
+        f"{env} carries no embodiment", "give the env class an attribute `embodiment: Embodiment`"
+    )
 
 
 def _slices(parts: tuple[Part, ...]) -> dict[str, slice]:
@@ -272,14 +284,17 @@ def _box(parts: tuple[Part, ...]) -> spaces.Box:
     return spaces.Box(np.concatenate(low), np.concatenate(high), dtype=np.float32)
 
 
+_GRIPPERS = {"gripper_open_01", "gripper_close_01", "gripper_close_pm1", "gripper_open_pm1"}
 _ROTATIONS = {"axis_angle", "quaternion_xyzw", "quaternion_wxyz", "euler_xyz", "rot6d"}
 
 
-def _mend(a: Part, b: Part) -> str:
-    if a.kind.startswith("gripper") and b.kind.startswith("gripper"):
-        return f"transform GripperConvention({a.name!r}, {a.kind!r}, {b.kind!r}, start=...)"
-    if {a.kind, b.kind} <= _ROTATIONS:
-        return f"transform RotationConvention({a.name!r}, {a.kind!r}, {b.kind!r}, start=...)"
+def _mend(what: str, ours: Part, theirs: Part, start: int) -> str:
+    """The transform that leads from their convention to ours; there are some for actions only."""
+    arguments = f"({theirs.name!r}, {theirs.kind!r}, {ours.kind!r}, start={start})"
+    if what == "action" and {ours.kind, theirs.kind} <= _GRIPPERS:
+        return f"transform GripperConvention{arguments}"
+    if what == "action" and {ours.kind, theirs.kind} <= _ROTATIONS:
+        return f"transform RotationConvention{arguments}"
     return "use an env or dataset with the same convention"
 
 
@@ -293,16 +308,23 @@ def _part_differences(
             f"{what}: {our_name} has {sizes[0]} values {[p.name for p in ours]}, "
             f"{their_name} {sizes[1]} values {[p.name for p in theirs]}"
         ]
+    start = 0  # of their part
     for a, b in zip(ours, theirs, strict=True):
         if (a.kind, a.size) != (b.kind, b.size):
             lines.append(
                 f"{what} {a.name!r}: {our_name} {a.kind}[{a.size}] ({KINDS[a.kind]}), "
-                f"{their_name} {b.kind}[{b.size}] ({KINDS[b.kind]}) (mend: {_mend(a, b)})"
+                f"{their_name} {b.kind}[{b.size}] ({KINDS[b.kind]}) (mend: {_mend(what, a, b, start)})"
             )
         elif a.unit != b.unit:
             lines.append(f"{what} {a.name!r}: {our_name} unit {a.unit!r}, {their_name} unit {b.unit!r}")
-        elif a.name != b.name and a.kind in ("joint_position", "delta_joint_position", "joint_velocity", "other"):
+        elif a.name != b.name and a.kind in (
+            "joint_position",
+            "delta_joint_position",
+            "joint_velocity",
+            "other",
+        ):
             lines.append(f"{what}: {our_name} has {a.name!r} where {their_name} has {b.name!r}")
+        start += b.size
     return lines
 
 
@@ -318,7 +340,8 @@ def _camera_differences(
     lines = []
     if our_names != their_names:
         lines.append(
-            f"camera order: {our_name} {our_names}, {their_name} {their_names} (mend: transform SelectCameras)"
+            f"camera order: {our_name} {our_names}, {their_name} {their_names} "
+            f"(mend: transform SelectCameras({tuple(our_names)}))"
         )
     by_name = {c.name: c for c in theirs}
     for a in ours:

@@ -1,7 +1,8 @@
 """Every error this library raises on purpose, in one tree.
 
-Each says what was found, where, and what to do about it; the `remedy` is printed on its own line.
-Catch `VlaAgentsError` to catch them all. Those that are also a `ValueError`, `KeyError`, ... can be caught as such.
+Each says what was found, where, and what to do about it; the `remedy` is printed on its own line. Catch
+`VlaAgentsError` to catch them all. Those that are also a `ValueError`, `KeyError`, ... can be caught as
+such.
 """
 
 from __future__ import annotations
@@ -44,7 +45,9 @@ class VlaAgentsError(Exception):
         self.remedy = remedy
         super().__init__(problem + (f"\n  -> {remedy}" if remedy else ""))
 
-    def __reduce__(self) -> tuple[Any, ...]:  # subclasses take other arguments than `args`; workers send errors home
+    def __reduce__(
+        self,
+    ) -> tuple[Any, ...]:  # subclasses take other arguments than `args`; workers send errors home
         return _rebuild, (type(self), self.args, self.__dict__)
 
 

@@ -2,13 +2,12 @@
 
 A `Normalizer` is the affine map y = (x - offset) / scale with one mode per part:
 
-    mean_std   offset = mean,               scale = std
-    min_max    offset = (max + min) / 2,    scale = (max - min) / 2      -> [-1, 1]
-    q01_q99    offset = (q99 + q01) / 2,    scale = (q99 - q01) / 2      -> most values in [-1, 1], nothing clipped
-    none       offset = 0,                  scale = 1
+    mean_std   offset = mean,               scale = std min_max    offset = (max + min) / 2,    scale = (max
+    - min) / 2      -> [-1, 1] q01_q99    offset = (q99 + q01) / 2,    scale = (q99 - q01) / 2      -> most
+    values in [-1, 1], nothing clipped none       offset = 0,                  scale = 1
 
-A constant dimension gets scale 1, so it becomes 0 and comes back exactly. The same object serves training and acting,
-for numpy arrays and torch tensors.
+A constant dimension gets scale 1, so it becomes 0 and comes back exactly. The same object serves training
+and acting, for numpy arrays and torch tensors.
 """
 
 from __future__ import annotations
@@ -50,7 +49,8 @@ class VectorStats:
 class StatsAccumulator:
     """Gathers rows from many places (episodes, workers, datasets) into exact statistics.
 
-    The values are kept (4 bytes each), because exact quantiles need them: a million rows of 14 numbers are 56 MB.
+    The values are kept (4 bytes each), because exact quantiles need them: a million rows of 14 numbers are
+    56 MB.
     """
 
     def __init__(self, size: int) -> None:
@@ -74,7 +74,7 @@ class StatsAccumulator:
             if nonfinite == "raise":
                 bad = np.flatnonzero(~good)
                 raise ConfigError(
-                    f"{where}: {len(bad)} row(s) are not finite, the first is row {bad[0]}: {rows[bad[0]].tolist()}",
+                    f"{where}: {len(bad)} row(s) are not finite, first row {bad[0]}: {rows[bad[0]].tolist()}",
                     "mend the data, or pass nonfinite='skip' to leave those rows out",
                 )
             self.skipped += int((~good).sum())
@@ -97,7 +97,8 @@ class StatsAccumulator:
         q01, q99 = np.quantile(rows, [0.01, 0.99], axis=0)
         rows64 = rows.astype(np.float64)
         values = {
-            "mean": rows64.mean(0), "std": rows64.std(0), "min": rows.min(0), "max": rows.max(0), "q01": q01, "q99": q99,
+            "mean": rows64.mean(0), "std": rows64.std(0), "min": rows.min(0), "max": rows.max(0),
+            "q01": q01, "q99": q99,
         }  # fmt: skip
         return VectorStats(count=len(rows), **{k: tuple(float(x) for x in v) for k, v in values.items()})
 
@@ -116,7 +117,9 @@ class Normalizer:
         modes: Part name -> mode, or `"*"` for all; parts not named take `default_mode`.
     """
 
-    def __init__(self, parts: tuple[Part, ...], stats: VectorStats, modes: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, parts: tuple[Part, ...], stats: VectorStats, modes: Mapping[str, str] | None = None
+    ) -> None:
         modes = dict(modes or {})
         names = [part.name for part in parts]
         for name in modes:
@@ -185,6 +188,10 @@ def load_normalizers(path: str | Path, embodiment: Embodiment) -> dict[str, Norm
             name: Normalizer(parts[name], VectorStats(**_tuples(entry["stats"])), entry["modes"])
             for name, entry in data.items()
         }
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror})", "it is part of every checkpoint"
+        ) from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise ConfigError(f"{path}: not normalisation statistics ({error!r})") from error
 

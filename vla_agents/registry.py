@@ -1,4 +1,4 @@
-"""Names for things that are loaded on demand: policies, strategies, optimisers, ... One line registers one."""
+"""Names for things that are loaded on demand: policies, strategies, ... One line registers one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class Registry:
     def register(self, name: str, entry: Any, *, overwrite: bool = False) -> None:
         """Add an entry; a name that is taken is refused unless `overwrite`."""
         if name in self._entries and not overwrite:
-            raise ConfigError(f"the {self.kind} {name!r} is registered already", "pass overwrite=True to replace it")
+            raise ConfigError(
+                f"the {self.kind} {name!r} is registered already", "pass overwrite=True to replace it"
+            )
         self._entries[name] = entry
 
     def get(self, name: str) -> Any:

@@ -292,7 +292,7 @@ class _VectorSlots:
     def __init__(self, envs: VectorEnv) -> None:
         if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
             raise ConfigError(
-                f"the vector env resets by itself ({envs.metadata.get('autoreset_mode')}): seeds would be lost",
+                f"the vector env resets itself ({envs.metadata.get('autoreset_mode')}): seeds would be lost",
                 "make it with autoreset_mode=AutoresetMode.DISABLED, e.g. by vla_agents.envs.make_vec",
             )
         self._envs = envs

@@ -1,8 +1,9 @@
 """Steps between what an env hands over and what a policy was trained on.
 
-The same frozen dataclasses serve training (`observation`, `action`) and acting (`observation`, `inverse_action`), and each
-says how it changes the embodiment, so a chain that does not lead to the policy's embodiment is refused before anything moves.
-Images are uint8 (…, H, W, 3); vectors are float32 (…, D): a leading time or batch axis is fine everywhere.
+The same frozen dataclasses serve training (`observation`, `action`) and acting (`observation`,
+`inverse_action`), and each says how it changes the embodiment, so a chain that does not lead to the
+policy's embodiment is refused before anything moves. Images are uint8 (…, H, W, 3); vectors are float32 (…,
+D): a leading time or batch axis is fine everywhere.
 """
 
 from __future__ import annotations
@@ -74,7 +75,7 @@ class Compose(Transform):
 
 @dataclass(frozen=True)
 class ResizeImages(Transform):
-    """Every camera to (height, width), bicubic with antialiasing (Pillow's, as most VLA training code uses)."""
+    """Every camera to (height, width), bicubic with antialiasing (Pillow's, as most VLA code uses)."""
 
     height: int
     width: int
@@ -100,7 +101,7 @@ class ResizeImages(Transform):
 
 @dataclass(frozen=True)
 class TurnImages(Transform):
-    """Change how pictures lie, e.g. from upright to `"rotated_180"` (the convention of OpenVLA-OFT's LIBERO data)."""
+    """Change how pictures lie, e.g. from upright to `"rotated_180"` (OpenVLA-OFT's LIBERO data)."""
 
     orientation: str = "upright"
     source: str = "rotated_180"
@@ -109,9 +110,13 @@ class TurnImages(Transform):
         """The same cameras, lying otherwise."""
         for camera in source.cameras:
             if camera.orientation != self.source:
-                raise ConfigError(f"camera {camera.name!r} is {camera.orientation}, TurnImages expects {self.source}")
+                raise ConfigError(
+                    f"camera {camera.name!r} is {camera.orientation}, TurnImages expects {self.source}"
+                )
         if "upright" not in (self.source, self.orientation):
-            raise ConfigError(f"TurnImages goes to or from 'upright', not {self.source!r} -> {self.orientation!r}")
+            raise ConfigError(
+                f"TurnImages goes to or from 'upright', not {self.source!r} -> {self.orientation!r}"
+            )
         cameras = tuple(dataclasses.replace(c, orientation=self.orientation) for c in source.cameras)
         return dataclasses.replace(source, cameras=cameras)
 
@@ -155,7 +160,9 @@ class RenameCameras(Transform):
         for old in new:
             if old not in source.camera_names:
                 raise UnknownNameError("camera", old, source.camera_names)
-        cameras = tuple(Camera(new.get(c.name, c.name), c.height, c.width, c.orientation) for c in source.cameras)
+        cameras = tuple(
+            Camera(new.get(c.name, c.name), c.height, c.width, c.orientation) for c in source.cameras
+        )
         return dataclasses.replace(source, cameras=cameras)
 
     def observation(self, obs: Observation) -> Observation:
@@ -195,7 +202,9 @@ class _ActionPart(Transform):
         return part
 
     def _replaced(self, source: Embodiment, new: Part) -> Embodiment:
-        return dataclasses.replace(source, action=tuple(new if p.name == self.part else p for p in source.action))
+        return dataclasses.replace(
+            source, action=tuple(new if p.name == self.part else p for p in source.action)
+        )
 
 
 @dataclass(frozen=True)
@@ -212,6 +221,8 @@ class GripperConvention(_ActionPart):
     def embodiment(self, source: Embodiment) -> Embodiment:
         """The part with the new kind and bounds."""
         part = self._checked(source)
+        if part.size != 1:
+            raise ConfigError(f"action part {part.name!r} has {part.size} values, GripperConvention maps one")
         low, high = sorted(self._ends(self.target))
         return self._replaced(source, Part(part.name, part.size, self.target, low, high, part.unit))
 
@@ -238,7 +249,7 @@ class GripperConvention(_ActionPart):
 
 @dataclass(frozen=True)
 class RotationConvention(_ActionPart):
-    """Another convention for an absolute rotation in the action, e.g. `axis_angle` -> `rot6d` (Zhou et al. 2019)."""
+    """Another convention for an absolute rotation in the action, e.g. `axis_angle` -> `rot6d` (Zhou 2019)."""
 
     def embodiment(self, source: Embodiment) -> Embodiment:
         """The part with the new kind and size."""

@@ -21,7 +21,7 @@ def success_bars(rows: Sequence[tuple[str, int, int, float, float]]) -> str:
     Args:
         rows: `(label, successes, episodes, low, high)`, the interval as shares.
     """
-    left, right, pitch = 118, 122, 28
+    left, right, pitch = 146, 118, 28
     span = WIDTH - left - right
     parts = []
     for index, (label, successes, episodes, low, high) in enumerate(rows):
@@ -31,7 +31,7 @@ def success_bars(rows: Sequence[tuple[str, int, int, float, float]]) -> str:
         hint = f"{label}: {text}, 95 % interval {100 * low:.1f} - {100 * high:.1f} %"
         parts.append(
             f"<g><title>{escape(hint)}</title>"
-            f"{_text('label', left - 10, middle + 4, _short(label, 18), 'end')}"
+            f"{_text('label', left - 10, middle + 4, _short(label, 20), 'end')}"
             f'<rect class="track" x="{left}" y="{middle - 8:.1f}" width="{span}" height="16" rx="3"/>'
             f'<rect class="ok" x="{left}" y="{middle - 8:.1f}" width="{span * share:.1f}" height="16" '
             f'rx="3"/>'
@@ -85,12 +85,15 @@ def histogram(good: Sequence[float], bad: Sequence[float], *, bins: int = 24, un
     return _svg(bottom + 36, parts)
 
 
-def lines(series: Mapping[str, Points], *, logarithmic: bool = False, unit: str = "step") -> str:
+def lines(
+    series: Mapping[str, Points], *, logarithmic: bool = False, share: bool = False, unit: str = "step"
+) -> str:
     """A line per series, with a legend; points that cannot be drawn (NaN, <= 0 on a log axis) are left out.
 
     Args:
         series: Name -> (x, y) points.
         logarithmic: Whether y is.
+        share: Whether the y axis shall reach from 0 to 1 at least.
         unit: Of x.
     """
     shown = {name: _usable(points, logarithmic) for name, points in series.items()}
@@ -99,13 +102,14 @@ def lines(series: Mapping[str, Points], *, logarithmic: bool = False, unit: str 
         return ""
     xs = [x for points in shown.values() for x, _ in points]
     ys = [y for points in shown.values() for _, y in points]
+    ys += [0.0, 1.0] if share else []
     box = _Box(min(xs), max(xs), min(ys), max(ys))
     parts = []
     for k in range(5):
         y = box.y_low + (box.y_high - box.y_low) * k / 4
         parts.append(_grid_line(box.left, box.at(box.x_low, y)[1], f"{10**y if logarithmic else y:.3g}"))
-        x = box.x_low + (box.x_high - box.x_low) * k / 4
-        parts.append(_text("tick", box.at(x, y)[0], box.bottom + 16, f"{x:.4g}", "middle"))
+    for x in _round_numbers(box.x_low, box.x_high):
+        parts.append(_text("tick", box.at(x, 0.0)[0], box.bottom + 16, f"{x:g}", "middle"))
     parts.append(_text("tick", WIDTH - 10, box.bottom + 34, unit, "end"))
     legend = box.left
     for index, (name, points) in enumerate(shown.items()):
@@ -143,6 +147,16 @@ class _Box:
         share = (x - self.x_low) / ((self.x_high - self.x_low) or 1.0)
         up = (y - self.y_low) / (self.y_high - self.y_low)
         return self.left + (WIDTH - self.left - 14) * share, self.bottom - self.height * up
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """Some four to eight round numbers from `low` to `high`."""
+    if high <= low:
+        return [low]
+    rough = (high - low) / 5
+    unit = 10.0 ** math.floor(math.log10(rough))
+    step = next(k * unit for k in (1, 2, 5, 10) if k * unit >= rough * 0.999)
+    return [k * step for k in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
 
 
 def _usable(points: Points, logarithmic: bool) -> list[tuple[float, float]]:

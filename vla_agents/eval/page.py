@@ -111,7 +111,10 @@ def _curves(path: Path) -> str:
     losses = {name: points for name, points in series.items() if name.endswith("loss")}
     rates = {n: p for n, p in series.items() if n.startswith(("success", "eval")) and n not in losses}
     others = {n: p for n, p in series.items() if n not in losses and n not in rates and len(p) > 1}
-    plots = [("Loss (log scale)", lines(losses, logarithmic=True)), ("Success during training", lines(rates))]
+    plots = [
+        ("Loss (log scale)", lines(losses, logarithmic=True)),
+        ("Success during training", lines(rates, share=True)),
+    ]
     plots += [(name, lines({name: points})) for name, points in others.items()]
     drawn = [f"<div><h3>{escape(name)}</h3>{plot}</div>" for name, plot in plots if plot]
     if not drawn:
