@@ -13,9 +13,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vla_agents.config import from_dict, load_yaml, save_yaml
 from vla_agents.embodiment import Embodiment
@@ -23,6 +23,9 @@ from vla_agents.errors import CheckpointError
 from vla_agents.normalize import Normalizer, load_normalizers, save_normalizers
 from vla_agents.policies.policy import Policy
 from vla_agents.registry import Registry
+
+if TYPE_CHECKING:
+    from torch import nn
 
 POLICIES = Registry("policy", {"qwen_oft": "vla_agents.policies.qwen_oft:QwenOFT"})
 FORMAT = 1
@@ -60,29 +63,42 @@ def save_policy(
         extra: Plain facts to keep in policy.yaml under `extra` (step, metrics, ...).
         attach: Folders to move in under these names, so that they appear together with the checkpoint.
     """
-    from safetensors.torch import save_model
-
-    folder = Path(folder)
     kind = next((name for name in POLICIES if POLICIES.get(name) is type(policy)), None)
     if kind is None:
         raise CheckpointError(folder, f"{type(policy).__name__} is not a registered policy", "POLICIES.register it first")
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        save_model(policy, str(temporary / "model.safetensors"))
+
+    def write(temporary: Path) -> None:
         config = {"format": FORMAT, "policy": kind, "config": policy.config, "extra": dict(extra or {})}
         save_yaml(config, temporary / "policy.yaml")
         policy.embodiment.save(temporary / "embodiment.json")
         save_normalizers(temporary / "stats.json", policy.normalizers)
         policy.backbone.save_assets(temporary / "vlm")  # type: ignore[operator, union-attr]
+
+    return write_checkpoint(policy, folder, write, attach)
+
+
+def write_checkpoint(
+    model: nn.Module, folder: str | Path, write: Callable[[Path], None], attach: Mapping[str, Path] | None = None
+) -> Path:
+    """`model.safetensors` and whatever `write` adds, in a folder that appears complete or not at all."""
+    from safetensors.torch import save_model
+
+    folder = Path(folder)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.mkdir(parents=True)
+        save_model(model, str(temporary / "model.safetensors"))
+        write(temporary)
         for name, source in (attach or {}).items():
             os.rename(source, temporary / name)
         _sync(temporary)
         replace_folder(temporary, folder)
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(folder, f"could not be written ({error})", "free some space; older checkpoints are intact") from error
+        raise CheckpointError(
+            folder, f"could not be written ({error})", "free some space; older checkpoints are intact"
+        ) from error
     return folder
 
 

@@ -36,6 +36,21 @@ class Batch:
     def __len__(self) -> int:
         return len(self.instructions)
 
+    @property
+    def weight(self) -> int:
+        """Number of entries that a mean loss of this batch is a mean over: the actions inside their episodes."""
+        if self.mask is not None:
+            return int(self.mask.sum())
+        return len(self) if self.action is None else self.action.shape[0] * self.action.shape[1]
+
+    def find_nonfinite(self) -> str:
+        """Which sample holds NaN or infinity, in words; empty where none does."""
+        for name, tensor in self._vectors().items():
+            if tensor is not None and tensor.is_floating_point() and not torch.isfinite(tensor).all():
+                row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
+                return f"the {name} of sample {row} ({self.instructions[row]!r}) is not finite"
+        return ""
+
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
         move = {k: None if v is None else v.to(device) for k, v in self._vectors().items()}

@@ -15,7 +15,6 @@ from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor
 
 from vla_agents.errors import CheckpointError
-from vla_agents.policies.checkpoint import save_policy
 
 if TYPE_CHECKING:
     from vla_agents.train.trainer import Trainer
@@ -46,8 +45,8 @@ def save_checkpoint(trainer: Trainer, raw: dict[str, Tensor] | None) -> Path:
         raise CheckpointError(
             folder, f"could not be written ({error})", "free some space; older checkpoints are intact"
         ) from error
-    # The policy's own writer renames a complete folder into place; the training state goes in with it.
-    return save_policy(
+    # The model's own writer renames a complete folder into place; the training state goes in with it.
+    return trainer.save(
         trainer.policy, folder, extra={"step": trainer.step, "metrics": trainer.metrics}, attach={"training": temporary}
     )
 

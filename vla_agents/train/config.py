@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from vla_agents.arguments import Options
 from vla_agents.policies.qwen_oft import QwenOFTConfig
 
 
@@ -31,21 +32,11 @@ class OptimizerConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Behaviour cloning of a policy from recorded episodes."""
+class RunConfig:
+    """What every run of the Trainer has."""
 
-    dataset: tuple[str, ...] = ()
-    """Folders of recorded episodes (LeRobot or HDF5); several are put together."""
     out: str = "runs/train"
     """Run folder: checkpoints, metrics, TensorBoard, run.yaml."""
-    policy: Literal["qwen_oft"] = "qwen_oft"
-    """Which policy."""
-    model: QwenOFTConfig = field(default_factory=QwenOFTConfig)
-    """The policy's configuration."""
-    init_from: str | None = None
-    """Checkpoint whose weights to start from (its embodiment must fit the data)."""
-    normalization: dict[str, str] = field(default_factory=dict)
-    """Mode per part (mean_std, min_max, q01_q99, none); '*' for all parts; default: q01_q99, binary grippers none."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     """The optimiser."""
     steps: int = 2000
@@ -54,22 +45,16 @@ class TrainConfig:
     """Samples per micro-batch and process."""
     accumulation: int = 1
     """Micro-batches per optimiser step; the step equals that of one large batch."""
-    first_steps: int = 4
-    """How many leading steps of an episode count as its beginning ..."""
-    first_steps_weight: float = 1.0
-    """... and how much more often those are drawn: there the state says nothing and the policy must look."""
-    validation_share: float = 0.05
-    """Share of the episodes held out for the validation loss."""
     validate_every: int = 200
     """Steps between validations (and closed-loop evaluations where an env is given)."""
     save_every: int = 500
-    """Steps between checkpoints one can resume from; 0: only at the end."""
+    """Steps between checkpoints one can resume from, beside those at validations; 0: only there."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     ema: float = 0.0
     """Decay of an exponential moving average of the weights, which is what gets validated and saved; 0 turns it off."""
     seed: int = 0
-    """Of the head's initialisation and the order of samples."""
+    """Of the initialisation of what is new and of the order of samples."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to train."""
     mixed_precision: Literal["no", "bf16"] = "no"
@@ -80,3 +65,33 @@ class TrainConfig:
     """Go on from the newest checkpoint in the run folder."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
+
+
+@dataclass(frozen=True)
+class TrainConfig(RunConfig):
+    """Behaviour cloning of a policy from recorded episodes."""
+
+    dataset: tuple[str, ...] = ()
+    """Folders of recorded episodes (LeRobot or HDF5); several are put together."""
+    policy: Literal["qwen_oft"] = "qwen_oft"
+    """Which policy."""
+    model: QwenOFTConfig = field(default_factory=QwenOFTConfig)
+    """The policy's configuration."""
+    init_from: str | None = None
+    """Checkpoint whose weights to start from (its embodiment must fit the data)."""
+    normalization: dict[str, str] = field(default_factory=dict)
+    """Mode per part (mean_std, min_max, q01_q99, none); '*' for all parts; default: q01_q99, binary grippers none."""
+    first_steps: int = 4
+    """How many leading steps of an episode count as its beginning ..."""
+    first_steps_weight: float = 1.0
+    """... and how much more often those are drawn: there the state says nothing and the policy must look."""
+    validation_share: float = 0.05
+    """Share of the episodes held out for the validation loss."""
+    env: str = ""
+    """Id of an env to evaluate in at every validation, closed loop; its success then decides which checkpoint is best."""
+    env_args: Options = field(default_factory=dict)
+    """Options of that env, e.g. task=lift."""
+    eval_episodes: int = 20
+    """Episodes per such evaluation."""
+    eval_seed: int = 10_000_000
+    """Its first seed; far from the seeds of the demonstrations."""

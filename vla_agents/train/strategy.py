@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -10,15 +11,29 @@ from vla_agents.errors import TrainingError
 from vla_agents.policies.policy import Batch
 
 
+class TrainingBatch(Protocol):
+    """What the Trainer needs of a batch; the model's `forward` takes the batch itself."""
+
+    @property
+    def weight(self) -> int:
+        """Number of entries its mean loss is a mean over."""
+
+    def to(self, device: Any) -> TrainingBatch:
+        """The same on another device."""
+
+    def find_nonfinite(self) -> str:
+        """Which sample is not finite, in words; empty where all are."""
+
+
 @runtime_checkable
 class Strategy(Protocol):
     """What the Trainer asks for."""
 
-    def batches(self, step: int, count: int, rank: int, world: int) -> list[Batch]:
+    def batches(self, step: int, count: int, rank: int, world: int) -> Sequence[TrainingBatch]:
         """The micro-batches of one optimiser step for one of `world` processes: a pure function of its arguments and
         of the state that `state_dict` returns, so that a resumed run sees what the unbroken one would have."""
 
-    def validation(self) -> list[Batch]:
+    def validation(self) -> Sequence[TrainingBatch]:
         """Fixed batches for the validation loss; empty where nothing is held out."""
 
     def observe(self, step: int, metrics: dict[str, float]) -> None:

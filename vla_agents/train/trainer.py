@@ -23,18 +23,20 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from vla_agents.errors import TrainingError
-from vla_agents.policies.policy import Batch, Policy
+from vla_agents.policies.checkpoint import save_policy
 from vla_agents.train.checkpoints import load_training_state, newest_checkpoint, point, prune, save_checkpoint
-from vla_agents.train.config import TrainConfig
+from vla_agents.train.config import RunConfig
 from vla_agents.train.metrics import MetricsLog, TrainingBar, truncate_after
 from vla_agents.train.optimizers import make_optimizers, make_schedules
-from vla_agents.train.strategy import Strategy
+from vla_agents.train.strategy import Strategy, TrainingBatch
 
-# Given the policy (in eval mode) and the step; returns metrics, of which "success" decides what is best.
-Evaluate = Callable[[Policy, int], dict[str, float]]
+# Given the model (in eval mode) and the step; returns metrics, of which "success" decides what is best.
+Evaluate = Callable[[Any, int], dict[str, float]]
+# Writes a checkpoint folder: (model, folder, extra=facts, attach=folders to move in).
+Save = Callable[..., Path]
 
 
 @dataclass(frozen=True)
@@ -59,25 +61,28 @@ class TrainResult:
 
 
 class Trainer:
-    """Trains a policy.
+    """Trains a policy, or any module that maps a batch to named losses.
 
     Args:
-        policy: The policy.
+        policy: The module.
         strategy: What to train on.
         config: Steps, optimiser, run folder, ...
         evaluate: Closed-loop evaluation at every validation; None validates on the loss alone.
         title: For the progress bar.
+        save: How the module is written into a checkpoint folder.
     """
 
     def __init__(
         self,
-        policy: Policy,
+        policy: nn.Module,
         strategy: Strategy,
-        config: TrainConfig,
+        config: RunConfig,
         evaluate: Evaluate | None = None,
         title: str = "training",
+        save: Save = save_policy,
     ) -> None:
         self.config, self.strategy, self.evaluate, self.title = config, strategy, evaluate, title
+        self.save = save
         self.out = Path(config.out)
         cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
@@ -143,7 +148,7 @@ class Trainer:
             self.step, self.config.accumulation, accelerator.process_index, accelerator.num_processes
         )
         batches = [batch.to(accelerator.device) for batch in batches]
-        counts = torch.tensor([_valid(batch) for batch in batches], dtype=torch.float64, device=accelerator.device)
+        counts = torch.tensor([batch.weight for batch in batches], dtype=torch.float64, device=accelerator.device)
         everything = float(accelerator.reduce(counts.sum(), "sum"))
         self.model.train()
         sums: dict[str, Tensor] = {}
@@ -167,17 +172,13 @@ class Trainer:
         self._update_ema()
         return values, float(norm)
 
-    def _check_finite(self, losses: dict[str, float], batches: list[Batch]) -> None:
+    def _check_finite(self, losses: dict[str, float], batches: list[TrainingBatch]) -> None:
         if all(math.isfinite(value) for value in losses.values()):
             return
         for batch in batches:
-            for name, tensor in (("action", batch.action), ("state", batch.state)):
-                if tensor is not None and not torch.isfinite(tensor).all():
-                    row = int((~torch.isfinite(tensor)).flatten(1).any(1).nonzero()[0])
-                    raise TrainingError(
-                        f"step {self.step}: the {name} of sample {row} ({batch.instructions[row]!r}) is not finite",
-                        "find the episode with `vla-agents info DATASET` and mend or leave it out",
-                    )
+            problem = batch.find_nonfinite()
+            if problem:
+                raise TrainingError(f"step {self.step}: {problem}", "mend that episode or leave it out")
         raise TrainingError(
             f"step {self.step}: the loss is not finite: {losses}",
             f"use a smaller learning rate; the last good checkpoint is {self.out / 'last'}",
@@ -218,7 +219,7 @@ class Trainer:
             if batches:
                 metrics["val_loss"] = self._validation_loss(batches)
             if self.evaluate is not None and self.accelerator.is_main_process:
-                metrics |= self.evaluate(self.policy, self.step)
+                metrics |= {k: float(v) for k, v in self.evaluate(self.policy, self.step).items()}
         self.accelerator.wait_for_everyone()
         self.metrics = metrics
         self.strategy.observe(self.step, metrics)
@@ -226,12 +227,12 @@ class Trainer:
             log.write(self.step, **metrics)
 
     @torch.no_grad()
-    def _validation_loss(self, batches: list[Batch]) -> float:
+    def _validation_loss(self, batches: list[TrainingBatch]) -> float:
         total, count = 0.0, 0
         for batch in batches:
             with self.accelerator.autocast():
                 losses = self.policy(batch.to(self.accelerator.device))
-            valid = _valid(batch)
+            valid = batch.weight
             total += float(sum(losses.values())) * valid
             count += valid
         return total / max(1, count)
@@ -282,12 +283,3 @@ class Trainer:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
-
-
-def _valid(batch: Batch) -> int:
-    """Number of entries a batch's mean loss is a mean over."""
-    if batch.mask is not None:
-        return int(batch.mask.sum())
-    return len(batch) if batch.action is None else batch.action.shape[0] * batch.action.shape[1]
-
-
