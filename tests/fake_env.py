@@ -36,7 +36,13 @@ class FakeEnv(gymnasium.Env):
     metadata = {"render_modes": []}  # noqa: RUF012
 
     def __init__(
-        self, task: str = "any", image_size: int = 16, max_steps: int = 40, fail_every: int = 0
+        self,
+        task: str = "any",
+        image_size: int = 16,
+        max_steps: int = 40,
+        fail_every: int = 0,
+        greeting: str = "",
+        broken_seed: int = -1,
     ) -> None:
         if task not in (*TASKS, "any"):
             raise UnknownNameError("task", task, (*TASKS, "any"))
@@ -44,12 +50,15 @@ class FakeEnv(gymnasium.Env):
         self.observation_space = self.embodiment.observation_space()
         self.action_space = self.embodiment.action_space()
         self._wanted, self._max_steps, self._fail_every = task, max_steps, fail_every
+        self._greeting, self._broken_seed = greeting, broken_seed
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         super().reset(seed=seed)
         self._seed = seed or 0
+        if self._seed == self._broken_seed:
+            raise UnknownNameError("scene", seed, ("1", "2"))
         drawn = TASKS[int(self.np_random.integers(2))]
         self._task = drawn if self._wanted == "any" else self._wanted
         targets = self.np_random.uniform(0.2, 1.0, (2, 3)) * np.array([[1.0], [-1.0]])
@@ -78,7 +87,7 @@ class FakeEnv(gymnasium.Env):
         return np.array([*np.clip(away, -1, 1), -1.0], np.float32)
 
     def possible_instructions(self) -> list[str]:
-        return [f"fly to the {name} target" for name in TASKS]
+        return [f"{self._greeting}fly to the {name} target" for name in TASKS]
 
     def _observe(self) -> dict[str, Any]:
         size = self.embodiment.cameras[0].height
@@ -86,11 +95,46 @@ class FakeEnv(gymnasium.Env):
         for channel, at in ((0, self._targets["red"]), (2, self._targets["blue"]), (1, self._position)):
             row, column = (np.clip((at[:2] + 2) / 4, 0, 0.999) * size).astype(int)
             image[row, column, channel] = 255
+            image[0, :3, channel] = np.round((at + 2) / 4 * 255)  # exact enough for a policy to find it
         return {
             "images": {"front": image, "wrist": image[::-1].copy()},
             "state": self._position.astype(np.float32),
-            "instruction": f"fly to the {self._task} target",
+            "instruction": f"{self._greeting}fly to the {self._task} target",
         }
+
+
+class FakePolicy:
+    """Plans like a policy would: a chunk that depends on the observation alone, and counts what it is asked."""
+
+    def __init__(self, horizon: int = 6, default_execute: int = 3) -> None:
+        self.embodiment = make_embodiment()
+        self.horizon, self.default_execute = horizon, default_execute
+        self.training = True
+        self.planned = 0
+        self.batches: list[int] = []
+
+    def eval(self) -> FakePolicy:
+        return self.train(False)
+
+    def train(self, mode: bool = True) -> FakePolicy:
+        self.training = mode
+        return self
+
+    def seed(self, seed: int) -> None:
+        """It has no randomness."""
+
+    def plan(self, observations: list[dict[str, Any]]) -> np.ndarray:
+        """float32 (n, H, 4)"""
+        self.planned += len(observations)
+        self.batches.append(len(observations))
+        return np.stack([self._chunk(obs) for obs in observations]).astype(np.float32)
+
+    def _chunk(self, obs: dict[str, Any]) -> np.ndarray:
+        channel = 0 if "red" in obs["instruction"] else 2
+        target = obs["images"]["front"][0, :3, channel] / 255 * 4 - 2
+        away = (target - obs["state"]) / 0.1
+        steps = np.linspace(1.0, 0.2, self.horizon)[:, None]
+        return np.concatenate([np.clip(away, -1, 1) * steps, np.full((self.horizon, 1), -1.0)], axis=1)
 
 
 ENV_ID = "fake_env:vla_agents_tests/Fake-v0"  # importing this module registers it, in worker processes too

@@ -27,7 +27,7 @@ Observation = dict[str, Any]
 
 
 class Agent:
-    """Anything that turns observations into actions. Subclasses write `act`, and `reset` if they keep state."""
+    """Anything that turns observations into actions. Subclasses write `act`, and `reset` for state."""
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Forget what belongs to the last episode.
@@ -90,7 +90,7 @@ class RandomAgent(Agent):
 
 
 class ExpertAgent(Agent):
-    """The scripted expert of an env, as an Agent: it asks `expert_action()`, which may look behind the scenes.
+    """The scripted expert of an env, as an Agent: it asks `expert_action()`, which sees behind the scenes.
 
     Args:
         env: An env whose base class has `expert_action() -> float32 (D,)`, or a vector env of such.
@@ -113,7 +113,7 @@ class ExpertAgent(Agent):
 
 
 class PolicyAgent(Agent):
-    """A policy in a control loop: checks, transforms, plans a chunk where one is needed, hands out one action.
+    """A policy in a control loop: checks, transforms, plans a chunk where one is needed, hands out actions.
 
     Every slot of a vector env has its own chunk state, so episodes may start and end at different times;
     only the slots that need a plan are put through the policy, in one batch.
