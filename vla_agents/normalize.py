@@ -6,7 +6,8 @@ A `Normalizer` is the affine map y = (x - offset) / scale with one mode per part
     - min) / 2      -> [-1, 1] q01_q99    offset = (q99 + q01) / 2,    scale = (q99 - q01) / 2      -> most
     values in [-1, 1], nothing clipped none       offset = 0,                  scale = 1
 
-A constant dimension gets scale 1, so it becomes 0 and comes back exactly. The same object serves training
+A constant dimension gets scale 1, so it becomes 0 and comes back exactly; so does one that moves by less than 1 % of the
+range its part declares (its noise would be blown up to full size). The same object serves training
 and acting, for numpy arrays and torch tensors.
 """
 
@@ -24,7 +25,8 @@ from vla_agents.embodiment import Embodiment, Part
 from vla_agents.errors import ConfigError, UnknownNameError
 
 MODES = ("mean_std", "min_max", "q01_q99", "none")
-_CONSTANT = 1e-6  # a spread below this is taken as constant
+_CONSTANT = 1e-6  # a spread below this is taken as constant ...
+_HARDLY = 0.01  # ... and so is one below this share of the part's declared half range
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class Normalizer:
         start = 0
         for part in parts:
             where = slice(start, start + part.size)
-            self.offset[where], self.scale[where] = _affine(stats, where, self.modes[part.name])
+            self.offset[where], self.scale[where] = _affine(stats, where, self.modes[part.name], part)
             start += part.size
 
     def normalize(self, x: Any) -> Any:
@@ -154,7 +156,7 @@ class Normalizer:
         return x.new_tensor(self.offset), x.new_tensor(self.scale)
 
 
-def _affine(stats: VectorStats, where: slice, mode: str) -> tuple[np.ndarray, np.ndarray]:
+def _affine(stats: VectorStats, where: slice, mode: str, part: Part) -> tuple[np.ndarray, np.ndarray]:
     if mode not in MODES:
         raise UnknownNameError("normalisation mode", mode, MODES)
     if mode == "none":
@@ -170,7 +172,14 @@ def _affine(stats: VectorStats, where: slice, mode: str) -> tuple[np.ndarray, np
             low, high = np.array(stats.min[where]), np.array(stats.max[where])
             rare = (scale < _CONSTANT) & (high - low >= _CONSTANT)
             offset, scale = np.where(rare, (high + low) / 2, offset), np.where(rare, (high - low) / 2, scale)
-    return offset.astype(np.float32), np.where(scale < _CONSTANT, 1.0, scale).astype(np.float32)
+    return offset.astype(np.float32), np.where(scale < _least_spread(part), 1.0, scale).astype(np.float32)
+
+
+def _least_spread(part: Part) -> np.ndarray:
+    """(size,): below this a dimension counts as constant."""
+    low, high = part.bounds()
+    half = (high.astype(np.float64) - low) / 2
+    return np.where(np.isfinite(half), np.maximum(_HARDLY * half, _CONSTANT), _CONSTANT)
 
 
 def save_normalizers(path: str | Path, normalizers: Mapping[str, Normalizer]) -> None:

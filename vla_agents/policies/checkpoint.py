@@ -65,7 +65,9 @@ def save_policy(
     """
     kind = next((name for name in POLICIES if POLICIES.get(name) is type(policy)), None)
     if kind is None:
-        raise CheckpointError(folder, f"{type(policy).__name__} is not a registered policy", "POLICIES.register it first")
+        raise CheckpointError(
+            folder, f"{type(policy).__name__} is not a registered policy", "POLICIES.register it first"
+        )
 
     def write(temporary: Path) -> None:
         config = {"format": FORMAT, "policy": kind, "config": policy.config, "extra": dict(extra or {})}
@@ -78,7 +80,10 @@ def save_policy(
 
 
 def write_checkpoint(
-    model: nn.Module, folder: str | Path, write: Callable[[Path], None], attach: Mapping[str, Path] | None = None
+    model: nn.Module,
+    folder: str | Path,
+    write: Callable[[Path], None],
+    attach: Mapping[str, Path] | None = None,
 ) -> Path:
     """`model.safetensors` and whatever `write` adds, in a folder that appears complete or not at all."""
     from safetensors.torch import save_model
@@ -121,7 +126,9 @@ def load_policy(path: str | Path, *, device: str | None = None) -> Policy:
     folder = find_checkpoint(path)
     record = load_yaml(folder / "policy.yaml")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CheckpointError(folder / "policy.yaml", f"format {(record or {}).get('format')!r}, this version reads {FORMAT}")
+        raise CheckpointError(
+            folder / "policy.yaml", f"format {(record or {}).get('format')!r}, this version reads {FORMAT}"
+        )
     cls = POLICIES.get(record["policy"])
     config = from_dict(cls.config_class, record["config"], where=str(folder / "policy.yaml"))
     embodiment = Embodiment.load(folder / "embodiment.json")
@@ -148,21 +155,29 @@ def find_checkpoint(path: str | Path) -> Path:
         if (candidate / "policy.yaml").is_file():
             for name in FILES:
                 if not (candidate / name).is_file():
-                    raise CheckpointError(candidate, f"the file {name} is missing", "copy the whole folder again")
+                    raise CheckpointError(
+                        candidate, f"the file {name} is missing", "copy the whole folder again"
+                    )
             return candidate
     raise CheckpointError(
-        path, "no checkpoint here (no policy.yaml, neither in best/ nor in last/)", "give the folder that `vla-agents train` wrote"
+        path,
+        "no checkpoint here (no policy.yaml, neither in best/ nor in last/)",
+        "give the folder that `vla-agents train` wrote",
     )
 
 
 def _from_hub(path: str | Path) -> Path:
     text = str(path)
     if text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise CheckpointError(path, "no such folder", "give a checkpoint folder, a run folder, or a hub id owner/name")
+        raise CheckpointError(
+            path, "no such folder", "give a checkpoint folder, a run folder, or a hub id owner/name"
+        )
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(text, allow_patterns=["*.safetensors", "*.json", "*.yaml", "*.jinja", "vlm/*"]))
+        return Path(
+            snapshot_download(text, allow_patterns=["*.safetensors", "*.json", "*.yaml", "*.jinja", "vlm/*"])
+        )
     except (OSError, ValueError) as error:  # the hub's errors derive from these
         raise CheckpointError(path, f"no such folder, and not to be had from the hub ({error})") from error
 
@@ -193,5 +208,3 @@ def _sync(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-

@@ -68,7 +68,9 @@ class Batch:
             return None if value is None else torch.from_numpy(np.ascontiguousarray(value))
 
         instructions = data["instructions"] if "instructions" in data else data["instruction"]
-        images = {name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in data["images"].items()}
+        images = {
+            name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in data["images"].items()
+        }
         return cls(images, [str(t) for t in instructions], tensor("state"), tensor("action"), tensor("mask"))
 
     @classmethod
@@ -95,7 +97,11 @@ class Policy(nn.Module):
     """
 
     def __init__(
-        self, embodiment: Embodiment, normalizers: Mapping[str, Normalizer], horizon: int, default_execute: int
+        self,
+        embodiment: Embodiment,
+        normalizers: Mapping[str, Normalizer],
+        horizon: int,
+        default_execute: int,
     ) -> None:
         super().__init__()
         if not 1 <= default_execute <= horizon:

@@ -17,5 +17,7 @@ def resolve_vlm(source: str) -> str:
     if source != "tiny":
         return source
     if not (TINY / "model.safetensors").is_file():
-        raise CheckpointError(TINY, "the tiny pretrained Qwen-VL is missing", "remake it with `vla-agents pretrain-tiny`")
+        raise CheckpointError(
+            TINY, "the tiny pretrained Qwen-VL is missing", "remake it with `vla-agents pretrain-tiny`"
+        )
     return str(TINY)

@@ -80,7 +80,9 @@ class QwenOFT(Policy):
         backbone.token_id(config.action_token)  # refuses a text that is several tokens
         state = embodiment.state_dim if config.state == "head" else 0
         hidden = backbone.hidden_size
-        self.head = MLPResNet(hidden + state, config.head_width or 2 * hidden, embodiment.action_dim, config.head_blocks)
+        self.head = MLPResNet(
+            hidden + state, config.head_width or 2 * hidden, embodiment.action_dim, config.head_blocks
+        )
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
@@ -94,7 +96,9 @@ class QwenOFT(Policy):
         texts = [self.config.prompt.format(instruction=t, horizon=self.horizon) for t in batch.instructions]
         images = [batch.images[name] for name in self.embodiment.camera_names]
         queries = self.config.action_token * self.horizon
-        hidden = self.backbone.encode(images, texts, suffix=queries).hidden[:, -self.horizon :].float()  # (B, H, hidden)
+        hidden = (
+            self.backbone.encode(images, texts, suffix=queries).hidden[:, -self.horizon :].float()
+        )  # (B, H, hidden)
         if self.config.state == "head" and self.embodiment.state_dim:
             state = self.normalized_state(batch)
             if state is None:
@@ -114,5 +118,7 @@ class QwenOFT(Policy):
     def predict_action(self, batch: Batch, prefix: Tensor | None = None) -> Tensor:
         """(B, H, D) in the embodiment's units."""
         if prefix is not None:
-            raise ConfigError("Qwen-OFT plans a chunk in one piece and cannot continue a prefix", "use a flow policy")
+            raise ConfigError(
+                "Qwen-OFT plans a chunk in one piece and cannot continue a prefix", "use a flow policy"
+            )
         return self.normalizers["action"].unnormalize(self.normalized_actions(batch))

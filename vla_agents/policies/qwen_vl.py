@@ -61,7 +61,9 @@ class ImageSettings:
         new_h, new_w = (max(factor, round(side / factor) * factor) for side in (height, width))
         if new_h * new_w > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
-            new_h, new_w = (max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width))
+            new_h, new_w = (
+                max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
+            )
         elif new_h * new_w < self.min_pixels:
             grow = math.sqrt(self.min_pixels / (height * width))
             new_h, new_w = (math.ceil(side * grow / factor) * factor for side in (height, width))
@@ -96,9 +98,13 @@ class QwenVLBackbone(nn.Module):
         super().__init__()
         kind = model.config.model_type  # type: ignore[union-attr]
         if kind not in _FAMILIES:
-            raise ConfigError(f"{kind!r} is not a Qwen-VL this backbone knows", f"known: {', '.join(_FAMILIES)}")
+            raise ConfigError(
+                f"{kind!r} is not a Qwen-VL this backbone knows", f"known: {', '.join(_FAMILIES)}"
+            )
         if not tokenizer.chat_template:
-            raise ConfigError(f"the tokenizer of the {kind} model has no chat template", "use an Instruct model")
+            raise ConfigError(
+                f"the tokenizer of the {kind} model has no chat template", "use an Instruct model"
+            )
         self.vlm: Any = model
         self.tokenizer = tokenizer
         self.image_settings = images
@@ -167,7 +173,9 @@ class QwenVLBackbone(nn.Module):
         _write_preprocessor(folder, self.image_settings, self.vlm.config.model_type)
 
     # ---- encoding -----------------------------------------------------------------------------------------
-    def encode(self, images: Sequence[Tensor], texts: Sequence[str], suffix: str = "", answers: Sequence[str] = ()) -> Encoding:
+    def encode(
+        self, images: Sequence[Tensor], texts: Sequence[str], suffix: str = "", answers: Sequence[str] = ()
+    ) -> Encoding:
         """Hidden states of B prompts.
 
         Args:
@@ -180,7 +188,9 @@ class QwenVLBackbone(nn.Module):
         hidden = self.vlm.model(**inputs, use_cache=False).last_hidden_state
         return Encoding(hidden, mask, inputs["input_ids"])
 
-    def language_loss(self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]) -> tuple[Tensor, Tensor]:
+    def language_loss(
+        self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
+    ) -> tuple[Tensor, Tensor]:
         """Next-token cross-entropy on the answers (and the end-of-turn token), nothing else.
 
         Args:
@@ -295,7 +305,10 @@ class QwenVLBackbone(nn.Module):
             mask = torch.tensor([False] * pad + [True] * len(ids))
             types = (row == self.vlm.config.image_token_id).int()
             positions, _ = self.vlm.model.get_rope_index(
-                row[None], mm_token_type_ids=types[None], image_grid_thw=torch.tensor(grids), attention_mask=mask[None].int()
+                row[None],
+                mm_token_type_ids=types[None],
+                image_grid_thw=torch.tensor(grids),
+                attention_mask=mask[None].int(),
             )
             self._remember(key, (row, mask, types, positions[:, 0]))
         return self._prompts[key]
@@ -312,7 +325,8 @@ def _resize(view: Tensor, size: tuple[int, int]) -> Tensor:
 
     width_first = (size[1], size[0])
     frames = [
-        np.asarray(Image.fromarray(frame).resize(width_first, Image.Resampling.BICUBIC)) for frame in view.cpu().numpy()
+        np.asarray(Image.fromarray(frame).resize(width_first, Image.Resampling.BICUBIC))
+        for frame in view.cpu().numpy()
     ]
     return torch.from_numpy(np.stack(frames)).to(view.device)
 

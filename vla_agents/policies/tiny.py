@@ -78,7 +78,16 @@ def make_tokenizer(corpus: Iterable[str], vocabulary: int = 512) -> Any:
         corpus: Sentences to learn merges from; any other text still encodes, byte by byte.
         vocabulary: Size without the special tokens.
     """
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import (
+        AddedToken,
+        Regex,
+        Tokenizer,
+        decoders,
+        models,
+        normalizers,
+        pre_tokenizers,
+        trainers,
+    )
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -211,7 +220,10 @@ def _config(family: str, size: TinySize, tokenizer: Any) -> Any:
         text |= {"head_dim": head}
         text["rope_parameters"] |= {"mrope_interleaved": True}
         grid = max(16, math.ceil(size.image_size / size.patch))
-        vision |= {"num_position_embeddings": grid**2, "deepstack_visual_indexes": [0, 1][: size.vision_layers - 1]}
+        vision |= {
+            "num_position_embeddings": grid**2,
+            "deepstack_visual_indexes": [0, 1][: size.vision_layers - 1],
+        }
         return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
     text |= {"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     window = size.patch * size.merge * 4

@@ -47,7 +47,10 @@ def save_checkpoint(trainer: Trainer, raw: dict[str, Tensor] | None) -> Path:
         ) from error
     # The model's own writer renames a complete folder into place; the training state goes in with it.
     return trainer.save(
-        trainer.policy, folder, extra={"step": trainer.step, "metrics": trainer.metrics}, attach={"training": temporary}
+        trainer.policy,
+        folder,
+        extra={"step": trainer.step, "metrics": trainer.metrics},
+        attach={"training": temporary},
     )
 
 
@@ -59,7 +62,9 @@ def load_training_state(trainer: Trainer, folder: Path) -> None:
         plain = json.loads((state / "state.json").read_text(encoding="utf-8"))
         load_model(trainer.policy, str(folder / "model.safetensors"))
     except Exception as error:
-        raise CheckpointError(state, f"the training state cannot be read ({error})", "resume from an older step") from error
+        raise CheckpointError(
+            state, f"the training state cannot be read ({error})", "resume from an older step"
+        ) from error
     if trainer.ema:
         trainer.ema = {name: p.detach().clone() for name, p in trainer.policy.named_parameters()}
         trainer._set_weights({k.removeprefix("raw/"): v for k, v in tensors.items() if k.startswith("raw/")})
@@ -82,7 +87,9 @@ def load_training_state(trainer: Trainer, folder: Path) -> None:
 def newest_checkpoint(out: Path) -> Path | None:
     """The newest complete checkpoint of a run that can be resumed, or None."""
     folders = sorted((out / "checkpoints").glob("step_*"))
-    complete = [f for f in folders if (f / "policy.yaml").is_file() and (f / "training" / "state.json").is_file()]
+    complete = [
+        f for f in folders if (f / "policy.yaml").is_file() and (f / "training" / "state.json").is_file()
+    ]
     return complete[-1] if complete else None
 
 
@@ -131,7 +138,11 @@ def _flatten(trainer: Trainer) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _plain_schedule(schedule: Any) -> dict[str, Any]:
-    return {key: value for key, value in schedule.state_dict().items() if isinstance(value, int | float | bool | list)}
+    return {
+        key: value
+        for key, value in schedule.state_dict().items()
+        if isinstance(value, int | float | bool | list)
+    }
 
 
 def _restore_rng(tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:

@@ -22,7 +22,10 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     taken = {id(p) for p in matrices}
     rest = [p for _, p in named if id(p) not in taken]
     groups = [
-        {"params": [p for p in rest if p.ndim >= 2], "weight_decay": config.weight_decay if not matrices else 0.0},
+        {
+            "params": [p for p in rest if p.ndim >= 2],
+            "weight_decay": config.weight_decay if not matrices else 0.0,
+        },
         {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
     ]
     groups = [group for group in groups if group["params"]]
@@ -45,10 +48,17 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
 
 def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Matrices between hidden layers: no embeddings, and not the layer that gives the actions."""
-    return parameter.ndim == 2 and "embed" not in name and "lm_head" not in name and not name.endswith("head.fc2.weight")
+    return (
+        parameter.ndim == 2
+        and "embed" not in name
+        and "lm_head" not in name
+        and not name.endswith("head.fc2.weight")
+    )
 
 
-def make_schedules(optimizers: list[torch.optim.Optimizer], config: OptimizerConfig, steps: int) -> list[LambdaLR]:
+def make_schedules(
+    optimizers: list[torch.optim.Optimizer], config: OptimizerConfig, steps: int
+) -> list[LambdaLR]:
     """Linear warm-up, then a cosine down to `final_lr` of the peak."""
 
     def factor(step: int) -> float:

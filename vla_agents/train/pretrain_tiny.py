@@ -136,7 +136,11 @@ def score_answers(backbone: QwenVLBackbone, conversations: Sequence[Conversation
         others.append((conversation.images[0], *rest[number % len(rest)]))
     told, truth = _answers(backbone, places), [parse_point(answer) for _, _, answer in places]
     points = [parse_point(text) for text in told]
-    errors = [float(np.linalg.norm(p - t)) for p, t in zip(points, truth, strict=True) if p is not None and t is not None]
+    errors = [
+        float(np.linalg.norm(p - t))
+        for p, t in zip(points, truth, strict=True)
+        if p is not None and t is not None
+    ]
     right = [text == answer for text, (_, _, answer) in zip(_answers(backbone, others), others, strict=True)]
     return {
         "point_error": float(np.median(errors)) if errors else 1.0,
@@ -150,7 +154,9 @@ def _answers(backbone: QwenVLBackbone, asked: Sequence[tuple[np.ndarray, str, st
     out: list[str] = []
     for start in range(0, len(asked), 100):
         part = asked[start : start + 100]
-        images = torch.from_numpy(np.stack([image for image, _, _ in part])).to(next(backbone.parameters()).device)
+        images = torch.from_numpy(np.stack([image for image, _, _ in part])).to(
+            next(backbone.parameters()).device
+        )
         out += backbone.answer([images], [question for _, question, _ in part], max_tokens=8)
     return [text.strip() for text in out]
 
@@ -170,7 +176,8 @@ def _render(
         ]
     seed = config.seed * 10 + stream
     sources = [
-        ask_about_scenes(count // len(kinds), seed, image_size=config.size.image_size, **kind) for kind in kinds
+        ask_about_scenes(count // len(kinds), seed, image_size=config.size.image_size, **kind)
+        for kind in kinds
     ]
     scenes = (scene for source in sources for scene in source)
     shown: Iterable[Any] = track(scenes, f"rendering {title}", total=count) if progress else scenes
@@ -215,7 +222,8 @@ def _instructions() -> list[str]:
 
 def _save(module: LanguageModule, folder: Path, *, extra: dict[str, Any], attach: dict[str, Path]) -> Path:
     def write(temporary: Path) -> None:
-        save_yaml({"format": 1, "policy": "tiny_vlm", "config": {}, "extra": extra}, temporary / "policy.yaml")
+        save_yaml(
+            {"format": 1, "policy": "tiny_vlm", "config": {}, "extra": extra}, temporary / "policy.yaml"
+        )
 
     return write_checkpoint(module, folder, write, attach)
-

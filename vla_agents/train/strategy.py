@@ -79,7 +79,9 @@ class BehaviourCloning:
         first_steps_weight: float = 1.0,
     ) -> None:
         if len(train) == 0:
-            raise TrainingError("there is nothing to train on: the dataset has no steps", "record episodes first")
+            raise TrainingError(
+                "there is nothing to train on: the dataset has no steps", "record episodes first"
+            )
         self.train, self.held_out = train, validation
         self.batch_size, self.seed = batch_size, seed
         weights = np.where(train.step_of < first_steps, first_steps_weight, 1.0)
@@ -98,7 +100,10 @@ class BehaviourCloning:
             return []
         stride = max(1, len(self.held_out) // 2048)
         rows = np.arange(0, len(self.held_out), stride)
-        return [Batch.from_numpy(self.held_out.get_batch(part)) for part in np.split(rows, range(128, len(rows), 128))]
+        return [
+            Batch.from_numpy(self.held_out.get_batch(part))
+            for part in np.split(rows, range(128, len(rows), 128))
+        ]
 
     def observe(self, step: int, metrics: dict[str, float]) -> None:
         """Behaviour cloning does not react."""

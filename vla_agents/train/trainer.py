@@ -113,7 +113,9 @@ class Trainer:
                 log.close()
         last = self.out / "last"
         best = self.out / "best" if (self.out / "best").exists() else last
-        return TrainResult(self.step, best.resolve(), last.resolve(), self.metrics, time.monotonic() - started, self._stop)
+        return TrainResult(
+            self.step, best.resolve(), last.resolve(), self.metrics, time.monotonic() - started, self._stop
+        )
 
     def _loop(self, bar: TrainingBar, log: MetricsLog | None) -> None:
         config = self.config
@@ -148,7 +150,9 @@ class Trainer:
             self.step, self.config.accumulation, accelerator.process_index, accelerator.num_processes
         )
         batches = [batch.to(accelerator.device) for batch in batches]
-        counts = torch.tensor([batch.weight for batch in batches], dtype=torch.float64, device=accelerator.device)
+        counts = torch.tensor(
+            [batch.weight for batch in batches], dtype=torch.float64, device=accelerator.device
+        )
         everything = float(accelerator.reduce(counts.sum(), "sum"))
         self.model.train()
         sums: dict[str, Tensor] = {}
@@ -161,7 +165,9 @@ class Trainer:
                 total = torch.stack([loss.float() for loss in losses.values()]).sum() * share
                 accelerator.backward(total)
             for name, loss in losses.items():
-                sums[name] = sums.get(name, torch.zeros((), device=accelerator.device)) + loss.detach().float() * share
+                sums[name] = (
+                    sums.get(name, torch.zeros((), device=accelerator.device)) + loss.detach().float() * share
+                )
         values = {name: float(accelerator.reduce(value, "mean")) for name, value in sums.items()}
         self._check_finite(values, batches)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
@@ -262,7 +268,9 @@ class Trainer:
     def _resume(self) -> None:
         folder = newest_checkpoint(self.out)
         if folder is None:
-            raise TrainingError(f"{self.out}: nothing to resume from", "leave out --resume to start a new run")
+            raise TrainingError(
+                f"{self.out}: nothing to resume from", "leave out --resume to start a new run"
+            )
         load_training_state(self, folder)
         truncate_after(self.out / "metrics.jsonl", self.step)
 

@@ -94,7 +94,10 @@ class VisualQuestions:
         for _ in range(count):
             rows = rng.integers(len(turns), size=self.batch_size)
             draws = rng.random(self.batch_size)
-            picks = [int(np.searchsorted(self._odds[r], d * self._odds[r][-1])) for r, d in zip(rows, draws, strict=True)]
+            picks = [
+                int(np.searchsorted(self._odds[r], d * self._odds[r][-1]))
+                for r, d in zip(rows, draws, strict=True)
+            ]
             made.append(_batch(images, turns, rows, picks))
         return made
 
@@ -105,9 +108,7 @@ class VisualQuestions:
         images, turns = self._held_out
         rows = np.arange(len(turns))
         picks = [int(r) % len(turns[r]) for r in rows]
-        return [
-            _batch(images, turns, rows[i : i + 64], picks[i : i + 64]) for i in range(0, len(rows), 64)
-        ]
+        return [_batch(images, turns, rows[i : i + 64], picks[i : i + 64]) for i in range(0, len(rows), 64)]
 
     def observe(self, step: int, metrics: dict[str, float]) -> None:
         """Does not react."""
@@ -131,6 +132,8 @@ def _stack(conversations: Sequence[Conversation]) -> _Stacked:
     return images, [c.turns for c in conversations]
 
 
-def _batch(images: Tensor, turns: list[tuple[tuple[str, str], ...]], rows: Any, picks: Sequence[int]) -> QuestionBatch:
+def _batch(
+    images: Tensor, turns: list[tuple[tuple[str, str], ...]], rows: Any, picks: Sequence[int]
+) -> QuestionBatch:
     asked = [turns[row][pick] for row, pick in zip(rows, picks, strict=True)]
     return QuestionBatch(images[torch.as_tensor(rows)], [q for q, _ in asked], [a for _, a in asked])

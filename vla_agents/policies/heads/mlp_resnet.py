@@ -1,6 +1,6 @@
 """The L1-regression head of OpenVLA-OFT (Kim, Finn, Liang 2025, section IV-B): an MLP with residual blocks per action token.
 
-    x = relu(fc1(LN(x)));  x = x + relu(linear(LN(x)))  (blocks times);  fc2(LN(x))
+x = relu(fc1(LN(x)));  x = x + relu(linear(LN(x)))  (blocks times);  fc2(LN(x))
 """
 
 from __future__ import annotations

@@ -1,0 +1,179 @@
+"""The one command: `vla-agents COMMAND --help`. Each command is a few lines over the library."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from vla_agents.config import load_config
+from vla_agents.errors import ConfigError, VlaAgentsError, suggest
+
+T = TypeVar("T")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status (0 done, 1 refused, 130 interrupted)."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    if args and args[0] == "--version":
+        import vla_agents
+
+        sys.stdout.write(f"vla-agents {vla_agents.__version__}\n")
+        return 0
+    if not args or args[0] in ("-h", "--help", "help"):
+        sys.stdout.write(_overview())
+        return 0 if args else 1
+    command = COMMANDS.get(args[0])
+    if command is None:
+        sys.stderr.write(
+            f"vla-agents: unknown command {args[0]!r}{suggest(args[0], COMMANDS)}\n\n{_overview()}"
+        )
+        return 1
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        command.run(args[1:])
+    except VlaAgentsError as error:
+        sys.stderr.write(f"vla-agents {args[0]}: {error}\n")
+        return 1
+    except KeyboardInterrupt:
+        sys.stderr.write(f"vla-agents {args[0]}: interrupted\n")
+        return 130
+    return 0
+
+
+def parse(cls: type[T], args: Sequence[str], command: str) -> T:
+    """A config from the command line; `--config FILE` gives the defaults, other flags override it."""
+    import tyro
+
+    rest, file = _take_config(list(args))
+    default = load_config(cls, file) if file else None
+    kwargs: dict[str, Any] = {} if default is None else {"default": default}
+    return tyro.cli(
+        cls,
+        args=rest,
+        prog=f"vla-agents {command}",
+        description=f"{(cls.__doc__ or '').strip()}\n\n--config FILE takes the values of an earlier run's run.yaml.",
+        **kwargs,
+    )
+
+
+def _take_config(args: list[str]) -> tuple[list[str], Path | None]:
+    for index, arg in enumerate(args):
+        if arg == "--config":
+            if index + 1 == len(args):
+                raise ConfigError("--config needs a file", "e.g. --config runs/demo/train/run.yaml")
+            return args[:index] + args[index + 2 :], Path(args[index + 1])
+        if arg.startswith("--config="):
+            return args[:index] + args[index + 1 :], Path(arg.removeprefix("--config="))
+    return args, None
+
+
+# ---- commands -------------------------------------------------------------------------------------------------
+def _demo(args: Sequence[str]) -> None:
+    from vla_agents.demo import DemoConfig, demo
+
+    demo(parse(DemoConfig, args, "demo"))
+
+
+def _collect(args: Sequence[str]) -> None:
+    from vla_agents.collect.collect import CollectConfig, collect
+
+    collect(parse(CollectConfig, args, "collect"))
+
+
+def _train(args: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator
+    from vla_agents.train.config import TrainConfig
+    from vla_agents.train.run import train
+
+    config = parse(TrainConfig, args, "train")
+    evaluator = None
+    if config.env:
+        evaluator = PolicyEvaluator(
+            EvalConfig(
+                env=config.env, env_args=config.env_args, episodes=config.eval_episodes, seed=config.eval_seed
+            )
+        )
+    try:
+        result = train(config, evaluator)
+    finally:
+        if evaluator is not None:
+            evaluator.close()
+    numbers = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
+    Console().print(
+        f"step {result.step}  {numbers}\nbest checkpoint: {Path(config.out) / 'best'}", highlight=False
+    )
+    if result.interrupted:
+        raise KeyboardInterrupt
+
+
+def _eval(args: Sequence[str]) -> None:
+    from vla_agents.eval.evaluate import EvalConfig, run_eval
+
+    run_eval(parse(EvalConfig, args, "eval"))
+
+
+def _pretrain_tiny(args: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from vla_agents.train.pretrain_tiny import PretrainConfig, pretrain_tiny
+
+    folder, metrics = pretrain_tiny(parse(PretrainConfig, args, "pretrain-tiny"))
+    numbers = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
+    Console().print(f"{numbers}\nmodel: {folder}", highlight=False)
+
+
+@dataclass(frozen=True)
+class InfoConfig:
+    """Say what a dataset, a checkpoint or an env is; without a name, what is installed."""
+
+    name: str = ""
+    """A dataset folder, a checkpoint or run folder, or an env id."""
+
+
+def _info(args: Sequence[str]) -> None:
+    from vla_agents.info import print_info
+
+    words = [arg for arg in args if not arg.startswith("-")]
+    if len(args) == 1 and words:  # `vla-agents info runs/demo` reads better than --name
+        args = ["--name", words[0]]
+    print_info(parse(InfoConfig, args, "info").name)
+
+
+@dataclass(frozen=True)
+class _Command:
+    run: Callable[[Sequence[str]], None]
+    help: str
+
+
+COMMANDS: dict[str, _Command] = {
+    "demo": _Command(
+        _demo, "the whole loop on the tabletop: demonstrations, training, evaluation, a page to look at"
+    ),
+    "collect": _Command(_collect, "record episodes of an expert, a policy or chance into a dataset"),
+    "train": _Command(_train, "train a policy on recorded episodes"),
+    "eval": _Command(_eval, "evaluate an agent in an env: table, JSON, HTML page, videos"),
+    "pretrain-tiny": _Command(
+        _pretrain_tiny, "make the tiny Qwen3-VL and teach it to answer questions about pictures"
+    ),
+    "info": _Command(_info, "say what a dataset, a checkpoint or an env is, or what is installed"),
+}
+
+
+def _overview() -> str:
+    width = max(map(len, COMMANDS))
+    lines = [f"  {name:<{width}}  {command.help}" for name, command in COMMANDS.items()]
+    return (
+        "usage: vla-agents COMMAND [options]\n\n"
+        + "\n".join(lines)
+        + "\n\nvla-agents COMMAND --help explains a command's options.\n"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
