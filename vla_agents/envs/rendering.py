@@ -1,10 +1,11 @@
 """Which renderer a machine can use, and pictures from MuJoCo scenes.
 
-OpenGL without a display needs a system library that pip cannot install, and MuJoCo reports its absence as an obscure
-`AttributeError` from PyOpenGL, at import even. Here a renderer is tried in a process of its own before it is used, and
-a missing library is a `RenderingError` that names the package. `MUJOCO_GL`, where the user has set it, is followed.
+OpenGL without a display needs a system library that pip cannot install, and MuJoCo reports its absence as an
+obscure `AttributeError` from PyOpenGL, at import even. Here a renderer is tried in a process of its own
+before it is used, and a missing library is a `RenderingError` that names the package. `MUJOCO_GL`, where the
+user has set it, is tried first.
 
-`"egl"` and `"osmesa"` draw through OpenGL (GPU or software, and software), `"glfw"` where there is a display,
+`"egl"` and `"osmesa"` draw through OpenGL (GPU or software; software), `"glfw"` where there is a display,
 `"raycast"` needs no library at all.
 """
 
@@ -23,6 +24,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vla_agents.envs.raycast import RaycastRenderer
 from vla_agents.errors import RenderingError, UnknownNameError
 
 logger = logging.getLogger(__name__)
@@ -39,11 +41,14 @@ _PROBE = """
 import os
 os.environ.pop("PYOPENGL_PLATFORM", None)
 os.environ["MUJOCO_GL"] = "{name}"
-import mujoco
-renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
-renderer.render()
-print("it works", flush=True)
-os._exit(0)
+try:
+    import mujoco
+    renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
+    renderer.render()
+    print("it works", flush=True)
+except BaseException as error:
+    print(type(error).__name__ + ": " + str(error), flush=True)
+os._exit(0)  # without MuJoCo's own complaints at the end
 """
 
 
@@ -59,11 +64,11 @@ class FrameRenderer(Protocol):
         """Free what the renderer holds; it cannot be used afterwards."""
 
 
-# ---- choosing -------------------------------------------------------------------------------------------------
+# ---- choosing ---------------------------------------------------------------------------------------------
 def choose_renderer(wanted: str = "auto") -> str:
     """The renderer to use: `wanted` itself, or for `"auto"` the first that works of egl, osmesa, raycast.
 
-    Sets `MUJOCO_GL` where it is unset, so that importing mujoco afterwards (by us, robosuite or anybody) agrees.
+    Sets `MUJOCO_GL`, so that whoever imports mujoco afterwards (robosuite, say) agrees.
 
     Raises:
         UnknownNameError: No such renderer.
@@ -73,13 +78,18 @@ def choose_renderer(wanted: str = "auto") -> str:
         raise UnknownNameError("renderer", wanted, ("auto", *RENDERERS))
     name = _automatic() if wanted == "auto" else wanted
     if name != "raycast":
-        _require(name)
-        os.environ.setdefault("MUJOCO_GL", name)
+        problem = _conflict(name) or problem_with(name)
+        if problem is not None:
+            raise RenderingError(f"the renderer {name!r} does not work here: {problem}", _APT[name])
+        os.environ["MUJOCO_GL"] = name
+        # Mesa's software renderer starts threads that a forked process (AsyncVectorEnv's) would wait for in
+        # vain, and that do not make small pictures faster.
+        os.environ.setdefault("LP_NUM_THREADS", "0")
     return name
 
 
 def require_gl(needed_for: str) -> str:
-    """Like `choose_renderer("auto")`, for simulators that bring their own OpenGL renderer: never `"raycast"`."""
+    """`choose_renderer("auto")` for simulators with an OpenGL renderer of their own: never `"raycast"`."""
     name = choose_renderer("auto")
     if name == "raycast":
         raise RenderingError(f"{needed_for} needs OpenGL, and neither EGL nor OSMesa works here", _APT["egl"])
@@ -87,22 +97,18 @@ def require_gl(needed_for: str) -> str:
 
 
 def import_mujoco() -> Any:
-    """The module `mujoco`, whatever `MUJOCO_GL` says: simulating needs no OpenGL."""
+    """The module `mujoco`, also where `MUJOCO_GL` names a library that is missing: simulating needs none."""
     try:
         import mujoco
     except (AttributeError, ImportError, RuntimeError, OSError) as error:
-        if "mujoco" not in str(type(error).__module__) and os.environ.get("MUJOCO_GL", "").lower() in (
-            *_OFF,
-            "",
-        ):
+        if _user_choice() in ("", *_OFF):
             raise
         logger.warning(
-            "MUJOCO_GL=%s does not work here (%s); mujoco is used without OpenGL", _user_choice(), error
+            "MUJOCO_GL=%s does not work here (%s): using mujoco without OpenGL", _user_choice(), error
         )
-        for name in [
-            n for n in sys.modules if n == "mujoco" or n.startswith(("mujoco.egl", "mujoco.osmesa"))
-        ]:
-            del sys.modules[name]
+        for name in [n for n in sys.modules if n == "mujoco" or n.startswith("mujoco.")]:
+            if not name.startswith("mujoco._"):  # C extensions, which cannot be loaded twice
+                del sys.modules[name]
         os.environ["MUJOCO_GL"] = "disable"
         import mujoco
     return mujoco
@@ -116,25 +122,26 @@ def _automatic() -> str:
     chosen = _user_choice()
     if chosen in _OFF:
         return "raycast"
-    if chosen in RENDERERS and chosen != "raycast" and problem_with(chosen) is None:
-        return chosen
-    candidates = ("egl", "osmesa") if sys.platform == "linux" else ("glfw",)
+    candidates = ["egl", "osmesa"] if sys.platform == "linux" else ["glfw"]
+    if chosen in ("egl", "osmesa", "glfw"):
+        candidates = [chosen, *(name for name in candidates if name != chosen)]
     for name in candidates:
-        if name != chosen and problem_with(name) is None:
+        if _conflict(name) is None and problem_with(name) is None:
             return name
     logger.warning("no OpenGL here: pictures are ray-cast on the CPU (%s for OpenGL)", _APT["egl"])
     return "raycast"
 
 
-def _require(name: str) -> None:
-    problem = problem_with(name)
-    if problem is not None:
-        raise RenderingError(f"the renderer {name!r} does not work here: {problem}", _APT[name])
+def _conflict(name: str) -> str | None:
+    platform = os.environ.get("PYOPENGL_PLATFORM", "")
+    if name not in _LIBRARIES or platform in ("", name):
+        return None
+    return f"OpenGL is used through {platform!r} in this process already, and there can be only one"
 
 
 @functools.cache
 def problem_with(name: str) -> str | None:
-    """Why an OpenGL renderer cannot be used on this machine, or None where it can. Asked once per process."""
+    """Why an OpenGL renderer cannot be used here, or None where it can. Found out once per process."""
     library = _LIBRARIES.get(name)
     if library is not None:
         path = ctypes.util.find_library(library[1])
@@ -145,7 +152,7 @@ def problem_with(name: str) -> str | None:
     try:
         # In a process of its own: a broken driver may crash it, and a failed try leaves PyOpenGL unusable.
         done = subprocess.run(
-            [sys.executable, "-c", _PROBE.format(name=name)],
+            [sys.executable, "-P", "-c", _PROBE.format(name=name)],
             capture_output=True,
             text=True,
             timeout=60,
@@ -153,15 +160,15 @@ def problem_with(name: str) -> str | None:
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         return f"trying it failed ({error})"
-    if "it works" in done.stdout:
-        return None
-    lines = done.stderr.strip().splitlines()
-    return lines[-1] if lines else f"trying it ended with code {done.returncode}"
+    said = done.stdout.strip().splitlines() or [f"trying it ended with code {done.returncode}"]
+    return None if "it works" in said else said[-1]
 
 
-# ---- OpenGL ---------------------------------------------------------------------------------------------------
+# ---- OpenGL -----------------------------------------------------------------------------------------------
 class GLRenderer:
-    """Pictures through OpenGL: what `mujoco.Renderer` does, for a context chosen here and not when mujoco was imported.
+    """Pictures through OpenGL.
+
+    What `mujoco.Renderer` does, with a context that is chosen here and not at the import of mujoco.
 
     Args:
         model: The MjModel.
@@ -177,14 +184,16 @@ class GLRenderer:
     ) -> None:
         import mujoco
 
+        _refuse_after_fork()
         self.name = name
+        self._process = os.getpid()
         self._mj, self._model = mujoco, model
         self._pixels = np.empty((height, width, 3), np.uint8)
         self._rect = mujoco.MjrRect(0, 0, width, height)
         self._cameras: dict[str, Any] = {}
         self._option = mujoco.MjvOption()
         self._scene = mujoco.MjvScene(model=model, maxgeom=model.ngeom + 20)
-        self._context = _context_class(name)(width, height)
+        self._context = _gl_context(name, width, height)
         self._context.make_current()
         # The framebuffer takes its size and samples from the model at this moment.
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
@@ -192,7 +201,7 @@ class GLRenderer:
         self._scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = shadows > 0
         self._mjr = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._mjr)
-        _close_at_exit(self)
+        _remember(self)
 
     def render(self, data: Any, camera: str) -> np.ndarray:
         """uint8 RGB (height, width, 3), upright; a new array."""
@@ -214,31 +223,49 @@ class GLRenderer:
 
     def close(self) -> None:
         """Free the context."""
-        if self._mjr is not None:
+        if self._mjr is not None and self._process == os.getpid():
             self._context.make_current()
             self._mjr.free()
             self._context.free()
             self._mjr = None
 
 
-def _context_class(name: str) -> Any:
-    if name == "egl":
-        from mujoco.egl import GLContext
-    elif name == "osmesa":
-        from mujoco.osmesa import GLContext
-    else:
-        from mujoco.gl_context import GLContext
-    return GLContext
+def _gl_context(name: str, width: int, height: int) -> Any:
+    try:
+        if name == "egl":
+            from mujoco.egl import GLContext
+        elif name == "osmesa":
+            from mujoco.osmesa import GLContext
+        else:
+            from mujoco.gl_context import GLContext
+        return GLContext(width, height)
+    except (AttributeError, ImportError, RuntimeError) as error:
+        raise RenderingError(f"the renderer {name!r} does not work here: {error}", _APT[name]) from error
 
 
 _open: weakref.WeakSet[GLRenderer] = weakref.WeakSet()
+_first_use: dict[str, Any] = {}  # "process", and whether the driver is "software"
 
 
-def _close_at_exit(renderer: GLRenderer) -> None:
-    # Registered after the first context, so it runs before MuJoCo's own hook, which ends the display under them.
-    if not _open:
+def _remember(renderer: GLRenderer) -> None:
+    if not _first_use:
+        from OpenGL import GL
+
+        driver = (GL.glGetString(GL.GL_RENDERER) or b"").decode(errors="replace")
+        _first_use.update(
+            process=os.getpid(), software="llvmpipe" in driver or "softpipe" in driver, driver=driver
+        )
+        # Registered after the first context, so it runs before MuJoCo's hook, which ends the display under it.
         atexit.register(_close_all)
     _open.add(renderer)
+
+
+def _refuse_after_fork() -> None:
+    if _first_use and _first_use["process"] != os.getpid() and not _first_use["software"]:
+        raise RenderingError(
+            f"this process was forked from one that had used OpenGL, which {_first_use['driver']} cannot bear",
+            "AsyncVectorEnv(..., context='spawn'), or do not render in the parent process before",
+        )
 
 
 def _close_all() -> None:
@@ -250,4 +277,6 @@ def make_renderer(
     model: Any, height: int, width: int, name: str, *, samples: int = 0, shadows: int = 0
 ) -> FrameRenderer:
     """A renderer by its name, one of `RENDERERS`."""
+    if name == "raycast":
+        return RaycastRenderer(model, height, width, samples=samples)
     return GLRenderer(model, height, width, name, samples=samples, shadows=shadows)

@@ -47,7 +47,7 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         task: A family of `FAMILIES`, several of them, or `"all"`; of several, each episode draws one.
         difficulty: One of `DIFFICULTIES`.
         image_size: Of the observations' pictures: a side, or (height, width).
-        cameras: Which of `"front"` and `"wrist"` to render. With none (fastest) observations have no `"images"`.
+        cameras: Which of `"front"` and `"wrist"` to render. With none (fastest) there is no `"images"`.
         max_steps: Steps after which an episode is truncated; None takes the family's own.
         split: Which goals are drawn: `"train"`, `"heldout"` (combinations that train never draws) or `"all"`.
         renderer: `"auto"`, `"egl"`, `"osmesa"` or `"raycast"`; the one in use stands in `info["renderer"]`.
@@ -102,8 +102,8 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
             max(FAMILIES[name].pads for name in self._families),
             most,
         )
-        # Contexts are made at the first picture: AsyncVectorEnv forks after constructing one env, and OpenGL does not
-        # survive a fork.
+        # Contexts are made at the first picture: AsyncVectorEnv forks after constructing one env, and OpenGL
+        # does not survive a fork.
         self._renderer: rendering.FrameRenderer | None = None
         self._viewer: rendering.FrameRenderer | None = None
         self._goal: Goal | None = None
@@ -125,8 +125,8 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         options = options or {}
         for key in options:
             _known("reset option", key, ("task", "instruction"))
-        # One draw per episode, and a stream of its own for scene, goal and wording: asking for another goal or
-        # wording leaves the scene as it was.
+        # One draw per episode, and a stream of its own for scene, goal and wording: asking for another goal
+        # or wording leaves the scene as it was.
         episode = int(self.np_random.integers(2**62))
         scene, choice, wording = (np.random.default_rng((episode, stream)) for stream in range(3))
         drawn = self._families[int(choice.integers(len(self._families)))]
@@ -166,7 +166,8 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
             self._viewer = rendering.make_renderer(
                 self._world.model, VIEW_SIZE, VIEW_SIZE, self._renderer_name, samples=4, shadows=2048
             )
-        return self._viewer.render(self._world.data, "view")
+        with self._world.lamp():
+            return self._viewer.render(self._world.data, "view")
 
     def close(self) -> None:
         """Free the renderers."""
@@ -186,7 +187,7 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         return expert.expert_action(self._world, self._started())
 
     def possible_instructions(self) -> list[str]:
-        """Every instruction of this episode's family that makes sense in the present scene (of all splits)."""
+        """Every instruction of this episode's family that makes sense in its scene (of all splits)."""
         return [goal.instruction for goal in self._possible()]
 
     # ---- inside -------------------------------------------------------------------------------------------

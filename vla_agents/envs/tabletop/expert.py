@@ -1,8 +1,8 @@
 """The scripted expert. It looks behind the scenes, but acts on the present state alone.
 
-There is no clock and no phase counter: each action follows from where gripper and blocks are now, so the expert goes on
-from any state it is put in (noise on the executed actions, a take-over in mid-episode, a block that slipped away), and
-what it does can be learnt by a policy that sees one picture.
+There is no clock and no phase counter: each action follows from where gripper and blocks are now, so the
+expert goes on from any state it is put in (noise on the executed actions, a take-over in mid-episode, a block
+that slipped away), and what it does can be learnt by a policy that sees one picture.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def turn(world: World, goal: Goal) -> np.ndarray:
 _PLANS = {"lift": lift, "reach": reach, "push": push, "place": place, "stack": stack, "turn": turn}
 
 
-# ---- building blocks ------------------------------------------------------------------------------------------
+# ---- building blocks --------------------------------------------------------------------------------------
 def move(world: World, position: np.ndarray, yaw: float, gripper: float) -> np.ndarray:
     """Go straight for a position (3,) and a yaw, hand upright, with the fingers told to open or close."""
     action = np.empty(7, np.float32)
@@ -98,7 +98,7 @@ def move(world: World, position: np.ndarray, yaw: float, gripper: float) -> np.n
 def lower(
     world: World, spot: np.ndarray, low: float, yaw: float, gripper: float, *, unready: float = 0.0
 ) -> np.ndarray:
-    """Come down on a spot (2,) as through a funnel: the further to the side, the higher, so nothing is run over.
+    """Come down on a spot (2,) as through a funnel: the further to the side, the higher; nothing is run over.
 
     Args:
         spot: x and y, m.
@@ -115,7 +115,7 @@ def lower(
 
 
 def grip(world: World, block: str, room: tuple[float, float] = (-1.2, 1.2)) -> np.ndarray:
-    """Bring the open gripper over the block, go down around it, close. `room`: the yaws that may be used, rad."""
+    """Bring the open gripper over the block, go down around it, close. `room`: the yaws to choose from, rad."""
     target, here = world.position(block), world.eef_position
     yaw = grip_yaw(world, block, room)
     near = float(np.linalg.norm(target[:2] - here[:2]))
@@ -151,7 +151,7 @@ def holding(world: World, block: str) -> bool:
 
 
 def grip_yaw(world: World, block: str, room: tuple[float, float]) -> float:
-    """The yaw within `room` in which the fingers lie flat against two sides of the block, with the least turning."""
+    """The yaw within `room` in which the fingers lie flat against the block, with the least turning."""
     candidates = world.yaw(block) + np.pi / 2 * np.arange(-4, 5)
     candidates = candidates[(candidates > room[0]) & (candidates < room[1])]
     # Nearest to now, so that a half-turned hand goes on; straight where both are near.

@@ -1,6 +1,7 @@
 """What lies on the table and where: colours, sizes, difficulties, the MJCF text and the sampled layout.
 
-Base frame: origin in the middle of the table top, x to the right and y away as the front camera sees it, z up; metres.
+Base frame: origin in the middle of the table top, x to the right and y away as the front camera sees it, z up;
+metres.
 """
 
 from __future__ import annotations
@@ -116,11 +117,11 @@ def scatter(
         # Jammed (the first few left no room for the rest): begin again.
 
 
-# ---- MJCF -----------------------------------------------------------------------------------------------------
+# ---- MJCF -------------------------------------------------------------------------------------------------
 def scene_xml(blocks: int, pads: int, distractors: int) -> str:
-    """The MJCF text of a table with so many blocks, pads and distractors, named `block0`, ..., `pad0`, ..., `extra0`, ...
+    """The MJCF text of a table with so many blocks, pads and distractors.
 
-    Where they lie and their colours are set at each reset.
+    They are named `block0`, ..., `pad0`, ..., `extra0`, ...; place and colour are set at each reset.
     """
     things = [_block(i) for i in range(blocks)]
     things += [_distractor(i) for i in range(distractors)]
@@ -140,11 +141,11 @@ def scene_xml(blocks: int, pads: int, distractors: int) -> str:
     <headlight ambient="0.5 0.5 0.5" diffuse="0.5 0.5 0.5" specular="0 0 0"/>
   </visual>
   <worldbody>
-    <light name="lamp" pos="-0.35 -0.35 1.1" dir="0.3 0.3 -1" diffuse="0.45 0.45 0.45" specular="0.1 0.1 0.1"
-      castshadow="true" active="false"/>
+    <light name="lamp" pos="-0.45 -0.25 1.3" dir="0.33 0.2 -1" cutoff="60" diffuse="0.65 0.65 0.65"
+      specular="0.15 0.15 0.15" castshadow="true" active="false"/>
     <geom name="table" type="plane" size="3 3 0.1" rgba="0.25 0.25 0.28 1" friction="0.5 0.005 0.0001"/>
     <camera name="front" pos="0 -0.42 0.50" xyaxes="1 0 0 0 0.766 0.643" fovy="40"/>
-    <camera name="view" pos="0.34 -0.62 0.52" xyaxes="0.877 0.481 0 -0.285 0.520 0.805" fovy="38"/>
+    <camera name="view" pos="0.34 -0.62 0.52" xyaxes="0.877 0.481 0 -0.285 0.520 0.805" fovy="33"/>
     {"".join(flat)}
     {_GRIPPER}
     {"".join(things)}
@@ -156,8 +157,8 @@ def scene_xml(blocks: int, pads: int, distractors: int) -> str:
 def _block(index: int) -> str:
     size = f"{BLOCK_HALF} {BLOCK_HALF} {BLOCK_HALF}"
     return (
-        f'<body name="block{index}"><freejoint name="block{index}"/><geom name="block{index}" type="box" size="{size}"'
-        f' mass="0.05" friction="0.5 0.02 0.001" condim="4"/></body>'
+        f'<body name="block{index}"><freejoint name="block{index}"/><geom name="block{index}" type="box"'
+        f' size="{size}" mass="0.05" friction="0.5 0.02 0.001" condim="4"/></body>'
     )
 
 
@@ -171,9 +172,9 @@ def _distractor(index: int) -> str:
     )
 
 
-# The body's origin is the point between the finger tips: turning the hand leaves that point where it is, and with the
-# centre of mass there too, turning and moving do not disturb each other. Slides come first, so they stay in the base
-# frame; the hand's rotation is Rz(yaw) Ry(pitch) Rx(roll).
+# The body's origin is the point between the finger tips: turning the hand leaves that point where it is, and
+# with the centre of mass there too, turning and moving do not disturb each other. Slides come first, so they
+# stay in the base frame; the hand's rotation is Rz(yaw) Ry(pitch) Rx(roll).
 _GRIPPER = """
     <body name="hand" gravcomp="1">
       <joint name="x" type="slide" axis="1 0 0" damping="110"/>
@@ -188,20 +189,23 @@ _GRIPPER = """
         contype="0" conaffinity="0"/>
       <camera name="wrist" pos="0 -0.085 0.115" xyaxes="1 0 0 0 0.755 0.656" fovy="66"/>
       <body name="left" gravcomp="1">
-        <joint name="left" type="slide" axis="-1 0 0" range="0 0.05" limited="true" damping="20" armature="0.12"/>
+        <joint name="left" type="slide" axis="-1 0 0" range="0 0.05" limited="true" damping="20"
+          armature="0.12"/>
         <inertial pos="0 0 0" mass="0.05" diaginertia="1e-4 1e-4 1e-4"/>
         <geom name="left" type="box" size="0.005 0.012 0.03" pos="-0.005 0 0.03" rgba="0.9 0.9 0.9 1"
           friction="1.5 0.03 0.001" condim="4"/>
       </body>
       <body name="right" gravcomp="1">
-        <joint name="right" type="slide" axis="1 0 0" range="0 0.05" limited="true" damping="20" armature="0.12"/>
+        <joint name="right" type="slide" axis="1 0 0" range="0 0.05" limited="true" damping="20"
+          armature="0.12"/>
         <inertial pos="0 0 0" mass="0.05" diaginertia="1e-4 1e-4 1e-4"/>
         <geom name="right" type="box" size="0.005 0.012 0.03" pos="0.005 0 0.03" rgba="0.9 0.9 0.9 1"
           friction="1.5 0.03 0.001" condim="4"/>
       </body>
     </body>"""
 
-# Stiff enough to be where it was told within one 50 ms step; forces limited so that pressing on a block does no harm.
+# Stiff enough to be where it was told within one 50 ms step or two; forces limited so that pressing on a block
+# does no harm. The fingers are coupled, as in a parallel gripper, so a block is centred between them.
 _ACTUATORS = """
   <equality><joint joint1="left" joint2="right" solref="0.01 1"/></equality>
   <actuator>

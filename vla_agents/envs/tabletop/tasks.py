@@ -1,4 +1,4 @@
-"""The task families: the goals a scene allows, how they are said, when they are reached, what is the wrong thing done."""
+"""The task families: the goals a scene allows, how they are said, when they are reached, and what is wrong."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ class Goal:
 class Family:
     """A kind of task. Subclasses say which goals a layout allows and judge the state of the world.
 
-    `heldout` are the (block, where) combinations that the split `"train"` never draws; each of their words occurs in
-    other combinations there.
+    `heldout` are the (block, where) combinations that the split `"train"` never draws; each of their words
+    occurs in other combinations there.
     """
 
     name: str
@@ -123,7 +123,7 @@ class Reach(Family):
 
 
 class Push(Family):
-    """Push the named block more than 8 cm with closed fingers, within 4 cm of a straight line, along the table."""
+    """Push the named block more than 8 cm along the table, closed fingers, within 4 cm of a straight line."""
 
     name = "push"
     wordings = (
@@ -247,7 +247,7 @@ class Turn(Family):
 FAMILIES: dict[str, Family] = {f.name: f for f in (Lift(), Reach(), Push(), Place(), Stack(), Turn())}
 
 
-# ---- judging --------------------------------------------------------------------------------------------------
+# ---- judging ----------------------------------------------------------------------------------------------
 def _others(world: World, goal: Goal) -> list[str]:
     return [name for name in world.objects if name != goal.block]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -96,8 +97,8 @@ class World:
     def apply(self, action: np.ndarray) -> None:
         """Carry out one action, float (7,) in [-1, 1], for 50 ms.
 
-        As in LIBERO the goal is the *present* pose plus the delta, so that an action means the same whatever came
-        before it. The gripper closes for values above 0 and opens otherwise.
+        As in LIBERO the goal is the *present* pose plus the delta, so that an action means the same whatever
+        came before it. The gripper closes for values above 0 and opens otherwise.
         """
         mujoco, data = self._mj, self.data
         data.ctrl[:3] = np.clip(data.qpos[:3] + action[:3] * STEP_XYZ, *WORKSPACE)
@@ -113,6 +114,18 @@ class World:
         # mj_step leaves poses one substep behind the joints; pictures and poses must show the same instant.
         mujoco.mj_kinematics(self.model, data)
         mujoco.mj_camlight(self.model, data)
+
+    @contextlib.contextmanager
+    def lamp(self) -> Iterator[None]:
+        """A lamp that throws shadows, for pictures for people; observations know the headlight only."""
+        headlight = self.model.vis.headlight
+        before = headlight.ambient.copy(), headlight.diffuse.copy()
+        headlight.ambient[:], headlight.diffuse[:], self.model.light_active[0] = 0.35, 0.25, 1
+        try:
+            yield
+        finally:
+            headlight.ambient[:], headlight.diffuse[:] = before
+            self.model.light_active[0] = 0
 
     # ---- reading ------------------------------------------------------------------------------------------
     @property
@@ -153,7 +166,7 @@ class World:
         return self.data.qpos[start : start + 3].copy()
 
     def yaw(self, name: str) -> float:
-        """A direction in which one of a block's edges points, rad, whichever side it lies on; modulo a quarter turn."""
+        """Where an edge of the block points, rad, whichever side it lies on; known up to a quarter turn."""
         matrix = self._rotation(name)
         edge = matrix[:, int(np.argmin(np.abs(matrix[2])))]
         return float(np.arctan2(edge[1], edge[0]))
