@@ -104,7 +104,7 @@ class FakeEnv(gymnasium.Env):
 
 
 class FakePolicy:
-    """Plans like a policy would: a chunk that depends on the observation alone, and counts what it is asked."""
+    """Plans like a policy would: a chunk that depends on the observation alone; counts what it is asked."""
 
     def __init__(self, horizon: int = 6, default_execute: int = 3) -> None:
         self.embodiment = make_embodiment()

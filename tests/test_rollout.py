@@ -303,7 +303,7 @@ def test_reset_by_mask_leaves_the_other_slots_alone() -> None:
     assert not agent.act(obs)[[0, 2]].any() and agent.act(obs)[1].any()
 
 
-# ---- wrappers -------------------------------------------------------------------------------------------------
+# ---- wrappers --------------------------------------------------------------------------------------------
 def test_noise_is_executed_and_told_and_a_function_of_the_seed() -> None:
     def once() -> Log:
         env = make_env(ENV_ID, (partial(ActionNoise, std=0.3),))

@@ -45,6 +45,9 @@ class VlaAgentsError(Exception):
         self.remedy = remedy
         super().__init__(problem + (f"\n  -> {remedy}" if remedy else ""))
 
+    def __str__(self) -> str:  # KeyError would show the repr of the message, OSError the errno alone
+        return str(self.args[0]) if self.args else ""
+
     def __reduce__(
         self,
     ) -> tuple[Any, ...]:  # subclasses take other arguments than `args`; workers send errors home
@@ -143,9 +146,6 @@ class UnknownNameError(VlaAgentsError, KeyError):
             f"unknown {kind} {name!r}{suggest(str(name), names)}",
             f"known: {', '.join(names) if names else '(none)'}",
         )
-
-    def __str__(self) -> str:  # KeyError would show the repr of the message
-        return str(self.args[0])
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
