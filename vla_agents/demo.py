@@ -1,7 +1,8 @@
-"""`vla-agents demo`: the whole loop in a few minutes on a laptop CPU, with nothing in it that is not the library's own path.
+"""`vla-agents demo`: the whole loop in a few minutes on a laptop CPU, all of it on the library's own path.
 
-Scripted expert -> LeRobot dataset -> Qwen-OFT trained by behaviour cloning -> closed-loop evaluation on scenes never seen, and
-three things beside it: the same scenes with another instruction (does it listen?), the untrained policy, and the expert.
+Scripted expert -> LeRobot dataset -> Qwen-OFT trained by behaviour cloning -> closed-loop evaluation on scenes never
+seen, and three things beside it: the same scenes with another instruction (does it listen?), the untrained policy, and
+the expert.
 """
 
 from __future__ import annotations

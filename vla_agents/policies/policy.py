@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,12 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """The same batch on another device."""
-        move = {k: None if v is None else v.to(device) for k, v in self._vectors().items()}
-        return replace(self, images={name: image.to(device) for name, image in self.images.items()}, **move)
+
+        def move(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        images = {name: image.to(device) for name, image in self.images.items()}
+        return Batch(images, self.instructions, move(self.state), move(self.action), move(self.mask))
 
     def _vectors(self) -> dict[str, Tensor | None]:
         return {"state": self.state, "action": self.action, "mask": self.mask}

@@ -1,7 +1,8 @@
 """Tiny Qwen-VL models, made on the spot: the true architectures of `transformers` with about a million parameters.
 
-The result is an ordinary model folder that `AutoModelForImageTextToText`, `AutoTokenizer` and `load_processor` read offline,
-so the same code path takes `Qwen/Qwen3-VL-4B-Instruct` by name. Weights are random until `vla-agents pretrain-tiny`.
+The result is an ordinary model folder that `AutoModelForImageTextToText`, `AutoTokenizer` and `load_processor` read
+offline, so the same code path takes `Qwen/Qwen3-VL-4B-Instruct` by name. The weights are random until
+`vla-agents pretrain-tiny`.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -131,7 +131,7 @@ class Trainer:
                 samples, clock = 0, time.monotonic()
                 bar.update(self.step, loss=average, **{"samples/s": f"{rate:.0f}"}, **self._shown())
                 if log is not None:
-                    lr = self.schedules[-1].get_last_lr()[0]
+                    lr = float(self.schedules[-1].get_last_lr()[0])
                     log.write(self.step, loss=total, **losses, grad_norm=norm, lr=lr, samples_per_second=rate)
             at_end = self.step == config.steps or self._stop
             validated = at_end or self.step % config.validate_every == 0
@@ -233,7 +233,7 @@ class Trainer:
             log.write(self.step, **metrics)
 
     @torch.no_grad()
-    def _validation_loss(self, batches: list[TrainingBatch]) -> float:
+    def _validation_loss(self, batches: Sequence[TrainingBatch]) -> float:
         total, count = 0.0, 0
         for batch in batches:
             with self.accelerator.autocast():
