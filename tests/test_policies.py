@@ -277,3 +277,26 @@ def test_another_body_is_refused() -> None:
     other = replace(BODY, action=(BODY.action[0], Part("gripper", 1, "gripper_open_01", 0, 1)))
     with pytest.raises(EmbodimentMismatchError, match="GripperConvention"):
         PolicyAgent(tiny_policy(), embodiment=other)
+
+
+def test_auto_processor_reads_the_folder_and_agrees(backbone: QwenVLBackbone) -> None:
+    """Offline and without torchvision: the stock way to a prompt gives our token ids and pixels."""
+    from transformers import AutoProcessor
+
+    from vla_agents.policies.processor import enable_auto_processor
+
+    enable_auto_processor()
+    processor = AutoProcessor.from_pretrained(vlm_folder(backbone.vlm.config.model_type))
+    view = random_batch(1).images["front"]
+    picture = {"type": "image", "image": Image.fromarray(view[0].numpy())}
+    message = {"role": "user", "content": [picture, {"type": "text", "text": "pick up the red block"}]}
+    stock = processor.apply_chat_template(
+        [[message]], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+    )
+    ours, _ = backbone.inputs([view], ["pick up the red block"])
+    assert stock["input_ids"].tolist() == ours["input_ids"].tolist()
+    torch.testing.assert_close(stock["pixel_values"], ours["pixel_values"], atol=1e-5, rtol=0)
+    assert stock["image_grid_thw"].tolist() == ours["image_grid_thw"].tolist()
+    with torch.no_grad():
+        hidden = backbone.vlm.model(**stock).last_hidden_state
+    torch.testing.assert_close(hidden, backbone.encode([view], ["pick up the red block"]).hidden, atol=1e-5, rtol=1e-4)

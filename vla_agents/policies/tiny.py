@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from vla_agents.errors import ConfigError, UnknownNameError
+from vla_agents.policies.processor import enable_auto_processor
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl")
 ACTION_TOKEN = "🔍"
@@ -144,6 +145,7 @@ def make_tiny_vlm(
         raise UnknownNameError("Qwen-VL family", family, FAMILIES)
     from transformers import AutoModelForImageTextToText
 
+    enable_auto_processor()  # so that AutoProcessor reads the folder, in this process, without torchvision too
     size = size or TinySize()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
