@@ -1,1 +1,1 @@
-"""TODO"""
+"""Policies: a backbone that reads pictures and words, a head that gives chunks of actions. They never read episode files."""
