@@ -11,7 +11,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.utils.env_checker import check_env
 
-from vla_agents import Camera, Embodiment, ExpertAgent, Part, rollout
+from vla_agents import Camera, Embodiment, ExpertAgent, Part
+from vla_agents.rollout import rollout
 
 CORNERS = {"left": np.array([-0.8, 0.0]), "right": np.array([0.8, 0.0])}
 

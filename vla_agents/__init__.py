@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from vla_agents.embodiment import Camera as Camera
     from vla_agents.embodiment import Embodiment as Embodiment
     from vla_agents.embodiment import Part as Part
-    from vla_agents.rollout import rollout as rollout
 
 __version__ = "0.1.0"
 
@@ -44,7 +43,6 @@ _LAZY = {
     "load_agent": "vla_agents.agent",
     "load_policy": "vla_agents.policies.checkpoint",
     "open_dataset": "vla_agents.data",
-    "rollout": "vla_agents.rollout",
 }
 __all__ = ["__version__", *sorted(_LAZY)]
 
