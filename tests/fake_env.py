@@ -5,6 +5,7 @@ The seed decides where everything is and how far there is to go, so episodes end
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -28,6 +29,43 @@ def make_embodiment(size: int = 16) -> Embodiment:
         cameras=(Camera("front", size, size), Camera("wrist", size, size)),
         control_hz=10.0,
     )
+
+
+BODY = make_embodiment()
+
+
+def arm(**changes: Any) -> Embodiment:
+    """A body whose action has a rotation."""
+    values: dict[str, Any] = {
+        "name": "arm",
+        "action": (
+            Part("position", 3, "xyz"),
+            Part("turn", 3, "axis_angle"),
+            Part("grip", 1, "gripper_open_01", 0, 1),
+        ),
+        "state": (Part("joints", 6, "joint_position", -3.1, 3.1, "rad"),),
+        "cameras": (Camera("front", 16, 16), Camera("wrist", 16, 16)),
+    }
+    return Embodiment(**(values | changes))
+
+
+def with_part(body: Embodiment, vector: str, index: int, **changes: Any) -> Embodiment:
+    """The body with one part of its `"action"` or `"state"` changed."""
+    parts = list(getattr(body, vector))
+    parts[index] = replace(parts[index], **changes)
+    return replace(body, **{vector: tuple(parts)})
+
+
+def observation(body: Embodiment = BODY, seed: int = 0, lead: tuple[int, ...] = ()) -> dict[str, Any]:
+    """Noise that fits the body; `lead` are leading axes."""
+    rng = np.random.default_rng(seed)
+    return {
+        "images": {
+            c.name: rng.integers(0, 255, (*lead, c.height, c.width, 3), np.uint8) for c in body.cameras
+        },
+        "state": rng.normal(size=(*lead, body.state_dim)).astype(np.float32),
+        "instruction": "do it",
+    }
 
 
 class FakeEnv(gymnasium.Env):

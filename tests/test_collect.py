@@ -19,7 +19,8 @@ from fake_env import ENV_ID, make_embodiment
 from rich.console import Console
 
 from vla_agents.agent import ExpertAgent
-from vla_agents.collect import CollectConfig, Recorder, collect
+from vla_agents.collect.collect import CollectConfig, collect
+from vla_agents.collect.recorder import Recorder
 from vla_agents.config import load_config
 from vla_agents.data import create_dataset, open_dataset
 from vla_agents.data.episode import Step
@@ -326,7 +327,7 @@ import fake_env, time
 step = fake_env.FakeEnv.step
 fake_env.FakeEnv.step = lambda self, action: (time.sleep(0.01), step(self, action))[1]
 from pathlib import Path
-from vla_agents.collect import CollectConfig, collect
+from vla_agents.collect.collect import CollectConfig, collect
 if __name__ == "__main__":
     collect(CollectConfig(Path({out!r}), fake_env.ENV_ID, episodes=1000, format="hdf5", workers={workers}))
 """

@@ -1,4 +1,4 @@
-"""Evaluation: intervals against known values, reports that depend on the seeds alone, and what a bad call says."""
+"""Evaluation: intervals against known values, reports that depend on the seeds alone, clear refusals."""
 
 from __future__ import annotations
 
@@ -24,16 +24,9 @@ from vla_agents.chunking import RecedingHorizon
 from vla_agents.config import load_config
 from vla_agents.envs import make_env, make_vec
 from vla_agents.errors import ConfigError, EmbodimentMismatchError, UnknownNameError
-from vla_agents.eval import (
-    EvalConfig,
-    EvalReport,
-    PolicyEvaluator,
-    aggregate,
-    by_task,
-    evaluate,
-    run_eval,
-    wilson,
-)
+from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator, evaluate, run_eval
+from vla_agents.eval.report import EvalReport
+from vla_agents.eval.stats import aggregate, by_task, wilson
 from vla_agents.rollout import EpisodeResult
 
 
@@ -119,7 +112,7 @@ def test_a_report_depends_on_the_seeds_alone(tmp_path: Path) -> None:
             episodes=13,
             num_envs=num_envs,
             out=tmp_path / name,
-            videos=2,
+            videos=0,
         )
         quiet(config)
         return json.loads((tmp_path / name / "results.json").read_text())
@@ -286,7 +279,7 @@ import fake_env, time
 step = fake_env.FakeEnv.step
 fake_env.FakeEnv.step = lambda self, action: (time.sleep(0.01), step(self, action))[1]
 from pathlib import Path
-from vla_agents.eval import EvalConfig, run_eval
+from vla_agents.eval.evaluate import EvalConfig, run_eval
 from vla_agents.rollout import Listener
 module = sys.modules[run_eval.__module__]
 class Mark(module._Finished):

@@ -20,12 +20,13 @@ from PIL import Image
 from vla_agents.agent import ExpertAgent
 from vla_agents.envs import make_env, make_vec
 from vla_agents.errors import ConfigError
-from vla_agents.eval import EvalReport, Section, VideoRecorder, evaluate, write_gif, write_page, write_video
 from vla_agents.eval import page as page_module
 from vla_agents.eval import video as video_module
 from vla_agents.eval.charts import histogram, lines, success_bars
-from vla_agents.eval.page import read_metrics
-from vla_agents.eval.video import caption_frame, tile
+from vla_agents.eval.evaluate import evaluate
+from vla_agents.eval.page import Section, read_metrics, write_page
+from vla_agents.eval.report import EvalReport
+from vla_agents.eval.video import VideoRecorder, caption_frame, tile, write_gif, write_video
 
 
 def frames_of(source: Path | io.BytesIO) -> list[np.ndarray]:
@@ -256,7 +257,8 @@ def test_page_of_nothing(tmp_path: Path) -> None:
 def test_metrics_with_a_line_cut_short(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     path = tmp_path / "metrics.jsonl"
     path.write_text(
-        '{"step": 1, "loss": 2.0, "note": "x", "good": true}\n\n{"loss": 1}\n[1]\n{"step": 2, "loss": 1.5}\n{"st'
+        '{"step": 1, "loss": 2.0, "note": "x", "good": true}\n\n{"loss": 1}\n[1]\n'
+        '{"step": 2, "loss": 1.5}\n{"st'
     )
     assert read_metrics(path) == {"loss": [(1.0, 2.0), (2.0, 1.5)]}
     assert [record.message.split(": ")[1] for record in caplog.records] == [

@@ -252,7 +252,7 @@ def test_an_error_in_a_worker_process_keeps_its_type() -> None:
 
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_options_an_env_does_not_have_are_refused_with_a_suggestion(asynchronous: bool) -> None:
-    with pytest.raises(ConfigError, match="'tsak'. Did you mean 'task'"):
+    with pytest.raises(ConfigError, match=r"'tsak'\. Did you mean 'task'"):
         make_vec(ENV_ID, 2, asynchronous=asynchronous, tsak="red")
     with pytest.raises(UnknownNameError, match="Did you mean 'red'"):
         make_vec(ENV_ID, 2, asynchronous=asynchronous, task="rad")

@@ -201,7 +201,7 @@ def load_normalizers(path: str | Path, embodiment: Embodiment) -> dict[str, Norm
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror})", "it is part of every checkpoint"
         ) from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(f"{path}: not normalisation statistics ({error!r})") from error
 
 
