@@ -124,13 +124,13 @@ def test_links_at_the_root_lead_into_the_package():
 def test_importing_the_package_is_quick_and_loads_nothing_heavy():
     code = """if True:
         import sys, time
-        start = time.perf_counter()
+        start = time.process_time()
         import vla_agents
-        print(time.perf_counter() - start)
+        print(time.process_time() - start)
         print([m for m in ("torch", "transformers", "mujoco", "scipy", "av") if m in sys.modules])
     """
     best = float("inf")
-    for _ in range(15):  # the best of several: other programs share the machine
+    for _ in range(5):  # processor time, and the best of several: other programs share the machine
         seconds, heavy = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
         assert heavy == "[]"
         best = min(best, float(seconds))
