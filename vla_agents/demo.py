@@ -113,7 +113,7 @@ def train_config(config: DemoConfig, out: Path, vlm: str) -> TrainConfig:
     return TrainConfig(
         dataset=(str(out / "dataset"),),
         out=str(out / "train"),
-        model=QwenOFTConfig(vlm=vlm, horizon=4, execute=4),
+        model=QwenOFTConfig(vlm=vlm, horizon=4, execute=2),
         optimizer=OptimizerConfig(kind="muon", lr=2e-3, muon_lr=0.02, final_lr=0.02),
         steps=config.steps,
         batch_size=32,
@@ -163,6 +163,7 @@ def _collect(config: DemoConfig, out: Path) -> None:
             episodes=config.demonstrations,
             seed=config.seed * 1_000_000,
             noise=0.3,
+            bursts=0.5,
             durable=False,  # can be made again
         )
     )

@@ -51,6 +51,8 @@ class CollectConfig:
     """How many leading action values are disturbed (3: the translation)."""
     noise_probability: float = 1.0
     """Share of the steps that are disturbed."""
+    bursts: float = 0.0
+    """Share of the episodes in which a few random actions are executed, whatever the agent says."""
     only_success: bool | None = None
     """Drop episodes that fail; by default for the expert only."""
     max_steps: int | None = None
@@ -162,10 +164,10 @@ def _check(config: CollectConfig) -> None:
             raise ConfigError(f"{name} is {getattr(config, name)}, it must be at least 1")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}, it must not be negative")
-    if config.noise < 0 or not 0 <= config.noise_probability <= 1:
+    if config.noise < 0 or not 0 <= config.noise_probability <= 1 or not 0 <= config.bursts <= 1:
         raise ConfigError(
-            f"noise is {config.noise} with probability {config.noise_probability}",
-            "noise is a standard deviation (0 or more), noise_probability lies between 0 and 1",
+            f"noise is {config.noise} with probability {config.noise_probability}, bursts is {config.bursts}",
+            "noise is a standard deviation (0 or more), noise_probability and bursts lie between 0 and 1",
         )
 
 
@@ -175,9 +177,13 @@ def _only_success(config: CollectConfig) -> bool:
 
 def _make_env(config: CollectConfig) -> gymnasium.Env | VectorEnv:
     noise = partial(
-        ActionNoise, std=config.noise, dims=config.noise_dims, probability=config.noise_probability
+        ActionNoise,
+        std=config.noise,
+        dims=config.noise_dims,
+        probability=config.noise_probability,
+        bursts=config.bursts,
     )
-    wrappers = (noise,) if config.noise else ()
+    wrappers = (noise,) if config.noise or config.bursts else ()
     if config.workers == 1:
         return make_env(config.env, wrappers, **config.env_args)
     return make_vec(config.env, config.workers, asynchronous=True, wrappers=wrappers, **config.env_args)

@@ -7,26 +7,35 @@ from typing import Any
 import gymnasium
 import numpy as np
 
+from vla_agents.embodiment import embodiment_of
 from vla_agents.errors import ConfigError
 
 
 class ActionNoise(gymnasium.Wrapper):
     """Perturb what is executed while the recorded label stays clean, so that demonstrations cover recoveries.
 
-    (DART: Laskey et al. 2017.) Gaussian noise on the leading `dims` values of the action; drawn from the
-    reset seed, so the episode stays a function of its seed. The perturbed action is in `info["executed"]`.
+    Gaussian noise at every step (DART: Laskey et al. 2017) shows how to come back to the path. Bursts, a few steps
+    in which a random action is executed whatever the agent says, show how to begin again from anywhere: gripper
+    closed on nothing, tilted, far off. Both are drawn from the reset seed, so the episode stays a function of its
+    seed. What was executed is in `info["executed"]`.
 
     Args:
-        env: The env.
-        std: Standard deviation in action units.
-        dims: How many leading values are perturbed (3: the translation of a delta end-effector action).
-        probability: Share of steps that are perturbed.
+        env: The env; its embodiment says which values are rotations and grippers.
+        std: Standard deviation of the Gaussian noise, in action units.
+        dims: How many leading values it falls on (3: the translation of a delta end-effector action).
+        probability: Share of the steps with Gaussian noise.
+        bursts: Share of the episodes with a burst of 2 to 6 steps, beginning within the first 12.
     """
 
-    def __init__(self, env: gymnasium.Env, std: float, dims: int = 3, probability: float = 1.0) -> None:
+    def __init__(
+        self, env: gymnasium.Env, std: float, dims: int = 3, probability: float = 1.0, bursts: float = 0.0
+    ) -> None:
         super().__init__(env)
-        self.std, self.dims, self.probability = std, dims, probability
+        self.std, self.dims, self.probability, self.bursts = std, dims, probability, bursts
+        self._parts = embodiment_of(env).action
         self._rng = np.random.default_rng()
+        self._step = 0
+        self._burst: tuple[int, int, np.ndarray] = (0, 0, np.zeros(0))
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -34,6 +43,8 @@ class ActionNoise(gymnasium.Wrapper):
         """Reset, and reseed the noise where a seed is given."""
         if seed is not None:
             self._rng = np.random.default_rng([seed, 0xDA57])
+        self._step = 0
+        self._burst = self._draw_burst()
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
@@ -42,10 +53,31 @@ class ActionNoise(gymnasium.Wrapper):
         noise = self._rng.normal(0.0, self.std, self.dims)
         if self._rng.random() < self.probability:
             executed[: self.dims] += noise
+        first, last, blind = self._burst
+        if first <= self._step < last:
+            executed = blind
+        self._step += 1
         space = self.action_space
         executed = np.clip(executed, space.low, space.high)  # type: ignore[attr-defined]
         obs, reward, terminated, truncated, info = self.env.step(executed)
         return obs, reward, terminated, truncated, info | {"executed": executed}
+
+    def _draw_burst(self) -> tuple[int, int, np.ndarray]:
+        """First step, step after the last, action; an empty range where the episode has none."""
+        rng = self._rng
+        if not self.bursts or rng.random() >= self.bursts:
+            return 0, 0, np.zeros(0, np.float32)
+        values = []
+        for part in self._parts:
+            low, high = part.bounds()
+            drawn = rng.uniform(low, high)
+            if part.kind == "delta_axis_angle":
+                drawn *= 0.2  # a tilt from which one can still work
+            elif part.kind.startswith("gripper"):
+                drawn = np.where(rng.random(part.size) < 0.5, low, high)
+            values.append(drawn)
+        first = int(rng.integers(0, 13))
+        return first, first + int(rng.integers(2, 7)), np.concatenate(values).astype(np.float32)
 
 
 class SwappedInstruction(gymnasium.Wrapper):
