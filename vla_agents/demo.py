@@ -53,9 +53,9 @@ class DemoConfig:
     """Scenes in the evaluation, none of them seen in training."""
     json: Path | None = None
     """Write the figures to this file too."""
-    demonstrations: int = 1200
+    demonstrations: int = 1500
     """Episodes of the scripted expert to learn from."""
-    steps: int = 700
+    steps: int = 900
     """Gradient steps."""
     from_scratch: bool = False
     """Do not take the tiny pretrained VLM that ships with us but pretrain one now (some ten minutes more)."""
@@ -113,13 +113,13 @@ def train_config(config: DemoConfig, out: Path, vlm: str) -> TrainConfig:
     return TrainConfig(
         dataset=(str(out / "dataset"),),
         out=str(out / "train"),
-        model=QwenOFTConfig(vlm=vlm, horizon=4, execute=2),
+        model=QwenOFTConfig(vlm=vlm, horizon=4, execute=3),
         optimizer=OptimizerConfig(kind="muon", lr=2e-3, muon_lr=0.02, final_lr=0.02),
         steps=config.steps,
         batch_size=32,
         first_steps=4,
         first_steps_weight=3.0,
-        validate_every=max(1, config.steps // 4),
+        validate_every=max(1, config.steps // 3),
         save_every=0,
         seed=config.seed,
         device="cpu",
@@ -163,7 +163,7 @@ def _collect(config: DemoConfig, out: Path) -> None:
             episodes=config.demonstrations,
             seed=config.seed * 1_000_000,
             noise=0.3,
-            bursts=0.5,
+            bursts=0.4,
             durable=False,  # can be made again
         )
     )

@@ -1,1 +1,1 @@
-"""Policies: a backbone that reads pictures and words, a head that gives chunks of actions. They never read episode files."""
+"""Policies: a backbone that reads pictures and words, a head that gives chunks of actions."""

@@ -1,7 +1,7 @@
 """Qwen-VL processors without torchvision.
 
-The processors of `transformers` insist on a video processor, which needs torchvision, which has no CPU build for every torch.
-Where torchvision is missing, `load_processor` builds the same processor for pictures and text alone, and makes
+The processors of `transformers` insist on a video processor, which needs torchvision, which has no CPU build for every
+torch. Where torchvision is missing, `load_processor` builds the same processor for pictures and text alone, and makes
 `AutoProcessor` do so too. Where it is there, the stock classes are used.
 """
 
@@ -30,7 +30,13 @@ def enable_auto_processor() -> bool:
     """Teach `AutoProcessor` to do without torchvision; returns whether that was needed. Safe to call again."""
     if importlib.util.find_spec("torchvision") is not None:
         return False
-    from transformers import AutoProcessor, Qwen2_5_VLConfig, Qwen2_5_VLProcessor, Qwen3VLConfig, Qwen3VLProcessor
+    from transformers import (
+        AutoProcessor,
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLProcessor,
+        Qwen3VLConfig,
+        Qwen3VLProcessor,
+    )
 
     for config, processor in ((Qwen2_5_VLConfig, Qwen2_5_VLProcessor), (Qwen3VLConfig, Qwen3VLProcessor)):
         AutoProcessor.register(config, _pictures_only(processor), exist_ok=True)
@@ -42,7 +48,9 @@ def _pictures_only(base: Any) -> type:
     from transformers.processing_utils import ProcessorMixin
 
     class PicturesOnly(base):  # type: ignore[misc]
-        def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any):
+        def __init__(
+            self, image_processor: Any = None, tokenizer: Any = None, chat_template: Any = None, **_: Any
+        ):
             for kind in ("image", "video", "vision_start", "vision_end"):
                 token = f"<|{kind}_pad|>" if kind in ("image", "video") else f"<|{kind}|>"
                 setattr(self, f"{kind}_token", token)

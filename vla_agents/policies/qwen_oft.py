@@ -34,7 +34,7 @@ class QwenOFTConfig:
     """What makes a Qwen-OFT besides embodiment and statistics."""
 
     vlm: str = "tiny"
-    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (pretrained weights that ship with us)."""
+    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (the pretrained one we ship)."""
     horizon: int = 8
     """H: actions predicted per chunk."""
     execute: int = 4

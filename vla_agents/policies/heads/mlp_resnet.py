@@ -1,4 +1,4 @@
-"""The L1-regression head of OpenVLA-OFT (Kim, Finn, Liang 2025, section IV-B): an MLP with residual blocks per action token.
+"""The L1-regression head of OpenVLA-OFT (Kim, Finn, Liang 2025, section IV-B): a residual MLP per action token.
 
 x = relu(fc1(LN(x)));  x = x + relu(linear(LN(x)))  (blocks times);  fc2(LN(x))
 """
