@@ -14,8 +14,8 @@ import numpy as np
 
 from vla_agents.errors import RenderingError
 
-# In the shape's own frame, from one origin (3,) along unit rays (n, 3): distances (n,), infinite where there is
-# no hit, and outward unit normals (n, 3), of which the values at missed rays mean nothing.
+# In the shape's own frame, from one origin (3,) along unit rays (n, 3): distances (n,), infinite where there
+# is no hit, and outward unit normals (n, 3), of which the values at missed rays mean nothing.
 Hits = tuple[np.ndarray, np.ndarray]
 
 

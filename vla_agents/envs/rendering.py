@@ -255,7 +255,7 @@ def _remember(renderer: GLRenderer) -> None:
         _first_use.update(
             process=os.getpid(), software="llvmpipe" in driver or "softpipe" in driver, driver=driver
         )
-        # Registered after the first context, so it runs before MuJoCo's hook, which ends the display under it.
+        # Registered after the first context, so it runs before MuJoCo's hook, which ends the display.
         atexit.register(_close_all)
     _open.add(renderer)
 
@@ -263,7 +263,7 @@ def _remember(renderer: GLRenderer) -> None:
 def _refuse_after_fork() -> None:
     if _first_use and _first_use["process"] != os.getpid() and not _first_use["software"]:
         raise RenderingError(
-            f"this process was forked from one that had used OpenGL, which {_first_use['driver']} cannot bear",
+            f"this process was forked from one that had used OpenGL through {_first_use['driver']}",
             "AsyncVectorEnv(..., context='spawn'), or do not render in the parent process before",
         )
 

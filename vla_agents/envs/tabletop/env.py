@@ -107,7 +107,7 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         self._renderer: rendering.FrameRenderer | None = None
         self._viewer: rendering.FrameRenderer | None = None
         self._goal: Goal | None = None
-        self._instruction = ""
+        self._phrase, self._instruction = 0, ""  # index of the wording, and the wording
         self._steps = 0
 
     # ---- Gymnasium ----------------------------------------------------------------------------------------
@@ -134,8 +134,8 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         layout, goals = self._scene(scene, family)
         self._goal = goals[int(choice.integers(len(goals)))]
         self._world.reset(layout)
-        phrase = int(wording.integers(len(family.wordings))) if self._paraphrase else 0
-        self._instruction = family.say(phrase, self._goal.block, self._goal.where)
+        self._phrase = int(wording.integers(len(family.wordings))) if self._paraphrase else 0
+        self._instruction = family.say(self._phrase, self._goal.block, self._goal.where)
         if "instruction" in options:
             self._force(options["instruction"])
         self._steps = 0
@@ -162,6 +162,7 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         """A picture for people, uint8 (480, 480, 3), where the render mode is `"rgb_array"`."""
         if self.render_mode is None:
             return None
+        self._started()
         if self._viewer is None:
             self._viewer = rendering.make_renderer(
                 self._world.model, VIEW_SIZE, VIEW_SIZE, self._renderer_name, samples=4, shadows=2048
@@ -187,8 +188,9 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         return expert.expert_action(self._world, self._started())
 
     def possible_instructions(self) -> list[str]:
-        """Every instruction of this episode's family that makes sense in its scene (of all splits)."""
-        return [goal.instruction for goal in self._possible()]
+        """Every instruction of this episode's family that makes sense in its scene, of all splits."""
+        family = FAMILIES[self._started().family]
+        return [family.say(self._phrase, goal.block, goal.where) for goal in self._possible()]
 
     # ---- inside -------------------------------------------------------------------------------------------
     def _started(self) -> Goal:
@@ -210,13 +212,13 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
     def _force(self, instruction: str) -> None:
         family = FAMILIES[self._started().family]
         wordings = {
-            family.say(i, goal.block, goal.where): goal
+            family.say(i, goal.block, goal.where): (goal, i)
             for goal in self._possible()
             for i in range(len(family.wordings))
         }
         if instruction not in wordings:
             raise UnknownNameError("instruction for this scene", instruction, self.possible_instructions())
-        self._goal, self._instruction = wordings[instruction], instruction
+        (self._goal, self._phrase), self._instruction = wordings[instruction], instruction
 
     def _observe(self) -> Observation:
         world = self._world

@@ -115,7 +115,7 @@ def lower(
 
 
 def grip(world: World, block: str, room: tuple[float, float] = (-1.2, 1.2)) -> np.ndarray:
-    """Bring the open gripper over the block, go down around it, close. `room`: the yaws to choose from, rad."""
+    """Bring the open gripper over the block, go down around it, close. `room`: yaws to choose from, rad."""
     target, here = world.position(block), world.eef_position
     yaw = grip_yaw(world, block, room)
     near = float(np.linalg.norm(target[:2] - here[:2]))

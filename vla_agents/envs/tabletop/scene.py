@@ -1,7 +1,7 @@
 """What lies on the table and where: colours, sizes, difficulties, the MJCF text and the sampled layout.
 
-Base frame: origin in the middle of the table top, x to the right and y away as the front camera sees it, z up;
-metres.
+Base frame: origin in the middle of the table top, x to the right and y away as the front camera sees it,
+z up; metres.
 """
 
 from __future__ import annotations
@@ -204,8 +204,8 @@ _GRIPPER = """
       </body>
     </body>"""
 
-# Stiff enough to be where it was told within one 50 ms step or two; forces limited so that pressing on a block
-# does no harm. The fingers are coupled, as in a parallel gripper, so a block is centred between them.
+# Stiff enough to be where it was told within one 50 ms step or two; forces limited so that pressing on a
+# block does no harm. The fingers are coupled, as in a parallel gripper, so a block is centred between them.
 _ACTUATORS = """
   <equality><joint joint1="left" joint2="right" solref="0.01 1"/></equality>
   <actuator>

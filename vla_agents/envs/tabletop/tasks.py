@@ -1,4 +1,4 @@
-"""The task families: the goals a scene allows, how they are said, when they are reached, and what is wrong."""
+"""The task families: the goals a scene allows, how they are said, when they are reached, what is wrong."""
 
 from __future__ import annotations
 

@@ -72,6 +72,7 @@ class World:
                 self._put(name, x, y, 0.022)
             else:  # out of sight and out of reach
                 self._put(name, 30.0 + index, 30.0, 0.022)
+                model.geom_rgba[self._geom[name]] = (0, 0, 0, 1)
         self._put_pads(layout)
         data.qpos[:3] = layout.gripper
         data.qpos[6:8] = FINGER_OPEN
