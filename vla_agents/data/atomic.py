@@ -11,6 +11,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from vla_agents.errors import DatasetError, RecordingError
@@ -29,7 +30,7 @@ hook: Callable[[str, Path], None] = _no_hook
 
 
 class TempFile:
-    """A file being written under a temporary name; has what a muxer and HDF5 ask of a file.
+    """A file being written under a temporary name; has the `write`, `seek` and `tell` that a muxer needs.
 
     Args:
         path: The temporary name; its folder must exist.
@@ -40,7 +41,8 @@ class TempFile:
         hook("open", path)
         self.path = path
         self.durable = durable
-        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed by finish or abandon
+        self.error: OSError | None = None  # what `write` raised
+        self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by finish or abandon
 
     def write(self, data: bytes) -> int:
         """Write all of `data`; a short write (the disk filled up) is continued, so that the error shows."""
@@ -48,9 +50,13 @@ class TempFile:
             return len(data)
         view = memoryview(data)
         written = 0
-        while written < len(view):
-            hook("write", self.path)
-            written += self._file.write(view[written:]) or 0
+        try:
+            while written < len(view):
+                hook("write", self.path)
+                written += self._file.write(view[written:]) or 0
+        except OSError as error:
+            self.error = error
+            raise
         return written
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -60,21 +66,6 @@ class TempFile:
     def tell(self) -> int:
         """As of a file."""
         return 0 if self._file.closed else self._file.tell()
-
-    def read(self, size: int = -1) -> bytes:
-        """As of a file; HDF5 reads back what it wrote."""
-        return b"" if self._file.closed else self._file.read(size)
-
-    def readinto(self, buffer: memoryview) -> int:
-        """As of a file."""
-        return 0 if self._file.closed else self._file.readinto(buffer) or 0
-
-    def truncate(self, size: int) -> int:
-        """As of a file."""
-        return size if self._file.closed else self._file.truncate(size)
-
-    def flush(self) -> None:
-        """Nothing: there is no buffer."""
 
     def finish(self) -> None:
         """Bring the bytes to the disk (where `durable`) and close."""
@@ -92,8 +83,8 @@ class TempFile:
 class Transaction:
     """Several files that appear in a fixed order, the last of which makes the others count.
 
-    Everything is written and fsynced under temporary names by `write` (or `stage`, for a file that somebody
-    else wrote); `commit` renames them in the order given. The last one is the commit point: it is renamed
+    Everything is written under temporary names by `write` (or `stage`, for a file that somebody else
+    wrote); `commit` fsyncs them all, and renames them in the order given. The last one is the commit point: it is renamed
     only when all the others, and the folders that name them, are on disk.
 
     Args:
@@ -105,10 +96,11 @@ class Transaction:
         self.root = root
         self.durable = durable
         self._staged: list[tuple[Path, Path]] = []
+        self._unsynced: list[Path] = []
 
     def write(self, target: Path, data: bytes) -> None:
         """Stage `data` as the content of `target`."""
-        file = TempFile(self.root / TEMPORARY / f"{len(self._staged):02d}.tmp", durable=self.durable)
+        file = TempFile(self.root / TEMPORARY / f"{len(self._staged):02d}.tmp", durable=False)
         try:
             file.write(data)
             file.finish()
@@ -116,26 +108,28 @@ class Transaction:
             file.abandon()
             raise
         self._staged.append((file.path, target))
+        self._unsynced.append(file.path)
 
     def stage(self, target: Path, temporary: Path) -> None:
-        """Stage a finished temporary file as `target`."""
+        """Stage a temporary file as `target`; it is finished, and on the disk where `durable`."""
         self._staged.append((temporary, target))
 
     def commit(self) -> None:
         """Give all staged files their names, the last one last."""
+        if self.durable:
+            _sync_all(self._unsynced)
         for temporary, target in self._staged[:-1]:
             make_folder(target.parent, durable=self.durable)
             hook("rename", target)
             os.replace(temporary, target)
         if self.durable:
-            for folder in dict.fromkeys(target.parent for _, target in self._staged[:-1]):
-                sync_folder(folder)
+            _sync_all(list(dict.fromkeys(target.parent for _, target in self._staged[:-1])))
         temporary, target = self._staged[-1]
         make_folder(target.parent, durable=self.durable)
         hook("rename", target)
         os.replace(temporary, target)
         if self.durable:
-            sync_folder(target.parent)
+            _sync_all([target.parent])
 
     def abandon(self) -> None:
         """Delete the temporary files that were not renamed, as far as that is possible."""
@@ -163,13 +157,24 @@ def make_folder(path: Path, *, durable: bool) -> None:
     hook("mkdir", path)
     path.mkdir(exist_ok=True)
     if durable:
-        sync_folder(path.parent)
+        _sync_all([path.parent])
 
 
-def sync_folder(path: Path) -> None:
-    """Fsync a folder, so that the names in it survive a power cut."""
-    hook("fsync_folder", path)
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+def _sync_all(paths: list[Path]) -> None:
+    """Fsync files (their content) and folders (the names in them) at once: the disk then needs one pass."""
+    for path in paths:
+        hook("fsync", path)
+    if len(paths) < 2:
+        for path in paths:
+            _sync(path)
+        return
+    with ThreadPoolExecutor(len(paths)) as pool:
+        for _ in pool.map(_sync, paths):
+            pass
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -233,5 +238,4 @@ def recording_error(error: OSError, path: Path, what: str) -> RecordingError:
         remedy = "check the disk (`dmesg`, `df -h`); the episodes saved before are intact"
     found = RecordingError(f"{path}: {what} failed: {reason} ({free} free)", remedy)
     found.errno = error.errno
-    found.filename = str(path)
     return found

@@ -22,7 +22,7 @@ _BLOCK = 1 << 19  # bytes of pictures written (and compressed) together
 
 
 class Hdf5Writer(StepWriter):
-    """Records episodes in our HDF5 layout.
+    """Records episodes in our HDF5 layout; holds the open one in memory, compressed.
 
     Args:
         path: The dataset's folder; made where missing.
@@ -58,7 +58,6 @@ class Hdf5Writer(StepWriter):
         self._compression = {} if compression == "none" else {"compression": "gzip", "compression_opts": 1}
         self._embodiment_text = json.dumps(embodiment.to_dict())
         self._episodes = 0
-        self._target: atomic.TempFile | None = None
         self._file: h5py.File | None = None
         self._numbers: list[Step] = []
         self._waiting: dict[str, list[np.ndarray]] = {}
@@ -94,9 +93,8 @@ class Hdf5Writer(StepWriter):
         import h5py
 
         self._numbers, self._waiting = [], {camera.name: [] for camera in self.embodiment.cameras}
-        temporary = self.path / atomic.TEMPORARY / "episode.hdf5"
-        self._target = atomic.TempFile(temporary, durable=self.durable)
-        self._file = h5py.File(self._target, "w", track_order=True)
+        # In memory: the HDF5 library does not survive an error of the disk in the middle of a file.
+        self._file = h5py.File("episode", "w", driver="core", backing_store=False, block_size=_BLOCK)
         for camera in self.embodiment.cameras:
             shape = (camera.height, camera.width, 3)
             self._file.create_dataset(
@@ -125,10 +123,9 @@ class Hdf5Writer(StepWriter):
             dataset[-len(frames) :] = np.stack(frames)
 
     def _finish(self, success: bool | None) -> int:
-        assert self._file is not None and self._target is not None
+        assert self._file is not None
         for camera in self.embodiment.camera_names:
             self._flush(camera)
-        # Through an Episode, so that both formats stack (and fill in `executed`) alike.
         for name, values in _stacked(self.embodiment, self._numbers).items():
             self._file.create_dataset(name, data=values)
         attributes: dict[str, Any] = {
@@ -143,21 +140,16 @@ class Hdf5Writer(StepWriter):
             attributes["success"] = success
         for name, value in attributes.items():
             self._file.attrs[name] = value
-        self._file.close()
-        self._target.finish()
-        transaction = atomic.Transaction(self.path, durable=self.durable)
-        transaction.stage(episode_file(self.path, self._episodes), self._target.path)
-        transaction.commit()
-        self._file = self._target = None
+        self._file.flush()
+        content = self._file.id.get_file_image()
+        atomic.write_file(self.path, episode_file(self.path, self._episodes), content, durable=self.durable)
+        self._drop()
         self._episodes += 1
         return self._episodes - 1
 
     def _drop(self) -> None:
-        file, target = self._file, self._target
-        self._file = self._target = None
         self._numbers, self._waiting = [], {}
-        if target is not None:
-            target.abandon()
+        file, self._file = self._file, None
         if file is not None:
             file.close()
 

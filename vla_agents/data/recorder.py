@@ -104,10 +104,13 @@ class StepWriter(ABC):
             raise RecordingError(f"{self.path}: an episode is already open", "call save() or discard() first")
         try:
             instruction.encode()
-        except (UnicodeEncodeError, AttributeError) as error:
+            storable = "\0" not in instruction
+        except (UnicodeEncodeError, AttributeError):
+            storable = False
+        if not storable:
             raise ConfigError(
-                f"instruction {instruction!r} is not text that can be stored ({error})"
-            ) from None
+                f"instruction {instruction!r} is not text that can be stored", "pass plain text"
+            )
         merged = {**self._common, **(metadata or {})}
         json_text(merged)
         if self._stale:

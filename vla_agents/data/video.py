@@ -10,7 +10,7 @@ import contextlib
 import io
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -149,9 +149,11 @@ class VideoEncoder:
 
     def abandon(self) -> None:
         """Stop and delete what was written."""
+        import av
+
         if self._target is not None:
             self._target.abandon()
-        with contextlib.suppress(OSError, ValueError):  # it has nowhere to write the end to, and needs not
+        with contextlib.suppress(av.FFmpegError):  # it has nowhere to write the end to, and needs not
             self._container.close()
 
     def _mux(self, packets: list[av.Packet]) -> None:
@@ -207,16 +209,16 @@ class EncoderThread:
 
     def _run(self) -> None:
         while (image := self._queue.get()) is not None:
-            if self._error is None and not self._abandoned:
-                try:
-                    self._encoder.add(image)
-                except BaseException as error:  # handed to the recording thread by `_raise`
-                    self._error = error
+            self._try(self._encoder.add, image)
+        self._try(self._encoder.finish)
+
+    def _try(self, call: Callable[..., object], *arguments: np.ndarray) -> None:
+        """Unless something went wrong before; an error is handed to the recording thread by `_raise`."""
         if self._error is None and not self._abandoned:
             try:
-                self._encoder.finish()
-            except BaseException as error:  # handed to the recording thread by `_raise`
-                self._error = error
+                call(*arguments)
+            except BaseException as error:
+                self._error = self._target.error or error  # the disk's own, not what the muxer makes of it
 
 
 def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) -> np.ndarray:
