@@ -132,7 +132,8 @@ class Trainer:
                 bar.update(self.step, loss=average, **{"samples/s": f"{rate:.0f}"}, **self._shown())
                 if log is not None:
                     lr = float(self.schedules[-1].get_last_lr()[0])
-                    log.write(self.step, loss=total, **losses, grad_norm=norm, lr=lr, samples_per_second=rate)
+                    parts = losses if len(losses) > 1 else {}
+                    log.write(self.step, loss=total, **parts, grad_norm=norm, lr=lr, samples_per_second=rate)
             at_end = self.step == config.steps or self._stop
             validated = at_end or self.step % config.validate_every == 0
             if validated:
