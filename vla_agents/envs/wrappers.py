@@ -100,7 +100,13 @@ class SwappedInstruction(gymnasium.Wrapper):
             raise ConfigError(f"the scene allows no other instruction than {old!r}")
         new = others[int(np.random.default_rng([seed, 0x5A4B]).integers(len(others)))]
         obs, info = self.env.reset(seed=seed, options={**(options or {}), "instruction": new})
+        self._old = old
         return obs, info | {"swapped_from": old}
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Step; the info keeps saying what was swapped."""
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated, truncated, info | {"swapped_from": self._old}
 
 
 class Idle(gymnasium.Wrapper):
