@@ -120,6 +120,21 @@ def test_a_process_ends_quietly(ending):
     assert done.returncode == 0 and done.stderr == ""
 
 
+@needs_egl
+@pytest.mark.parametrize("leave", [lambda env: None, lambda env: env.close()], ids=["forget", "close"])
+def test_one_renderer_less_leaves_the_others_their_pictures(leave):
+    first, second = gym.make(ID, renderer="egl"), gym.make(ID, renderer="egl")
+    first.reset(seed=0)
+    before = second.reset(seed=1)[0]["images"]
+    leave(first)
+    del first
+    third = gym.make(ID, renderer="egl")
+    for env in (second, third):
+        after = env.reset(seed=1)[0]["images"]
+        for camera in ("front", "wrist"):
+            np.testing.assert_array_equal(before[camera], after[camera])
+
+
 def test_names_are_checked(monkeypatch):
     with pytest.raises(UnknownNameError, match="osmesa"):
         rendering.choose_renderer("opengl")

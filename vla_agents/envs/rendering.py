@@ -184,6 +184,7 @@ class GLRenderer:
     ) -> None:
         import mujoco
 
+        self._mjr: Any = None
         _refuse_after_fork()
         self.name = name
         self._process = os.getpid()
@@ -227,7 +228,13 @@ class GLRenderer:
             self._context.make_current()
             self._mjr.free()
             self._context.free()
-            self._mjr = None
+        elif self._mjr is not None:  # the parent's, in a forked process: neither ours to free nor to drop
+            _inherited.append((self._context, self._mjr))
+        self._mjr = None
+
+    def __del__(self) -> None:
+        # Left to itself MjrContext would free its buffers in whichever context is current: another renderer's.
+        self.close()
 
 
 def _gl_context(name: str, width: int, height: int) -> Any:
@@ -244,6 +251,7 @@ def _gl_context(name: str, width: int, height: int) -> Any:
 
 
 _open: weakref.WeakSet[GLRenderer] = weakref.WeakSet()
+_inherited: list[Any] = []
 _first_use: dict[str, Any] = {}  # "process", and whether the driver is "software"
 
 
