@@ -318,6 +318,25 @@ def test_noise_is_executed_and_told_and_a_function_of_the_seed() -> None:
     assert np.all(np.abs(executed) <= 1)
 
 
+def test_bursts_are_executed_and_the_label_goes_on() -> None:
+    env = make_env(ENV_ID, (partial(ActionNoise, std=0.0, bursts=1.0),))
+
+    class Trace(Log):
+        def on_step(self, slot: int, step: StepEvent) -> None:
+            super().on_step(slot, step)
+            steps.append(not np.allclose(step.info["executed"], step.action))
+
+    met = 0
+    for seed in range(20):
+        steps: list[bool] = []
+        results = rollout(env, ExpertAgent(env), [seed], [Trace()])
+        assert results[0].success, "the expert recovers"
+        disturbed = np.flatnonzero(steps)
+        met += len(disturbed) > 0  # a burst may begin later than a short episode ends
+        assert len(disturbed) <= 6 and np.all(np.diff(disturbed) == 1), "a few steps in a row"
+    assert 5 <= met < 20
+
+
 def test_swapped_instruction_keeps_the_scene() -> None:
     plain, swapped = make_env(ENV_ID), make_env(ENV_ID, (SwappedInstruction,))
     for seed in range(5):

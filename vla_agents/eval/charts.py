@@ -21,7 +21,7 @@ def success_bars(rows: Sequence[tuple[str, int, int, float, float]]) -> str:
     Args:
         rows: `(label, successes, episodes, low, high)`, the interval as shares.
     """
-    left, right, pitch = 146, 118, 28
+    left, right, pitch = 140, 134, 28
     span = WIDTH - left - right
     parts = []
     for index, (label, successes, episodes, low, high) in enumerate(rows):

@@ -111,17 +111,20 @@ def _curves(path: Path) -> str:
     losses = {name: points for name, points in series.items() if name.endswith("loss")}
     rates = {n: p for n, p in series.items() if n.startswith(("success", "eval")) and n not in losses}
     others = {n: p for n, p in series.items() if n not in losses and n not in rates and len(p) > 1}
-    plots = [
+    first = [
         ("Loss (log scale)", lines(losses, logarithmic=True)),
         ("Success during training", lines(rates, share=True)),
     ]
-    plots += [(name, lines({name: points})) for name, points in others.items()]
-    drawn = [f"<div><h3>{escape(name)}</h3>{plot}</div>" for name, plot in plots if plot]
-    if not drawn:
+    shown = _plots(first)
+    rest = _plots([(name, lines({name: points})) for name, points in others.items()])
+    if not shown and not rest:
         return ""
-    shown, rest = "".join(drawn[:2]), "".join(drawn[2:])
     more = f'<details><summary>More curves</summary><div class="pair">{rest}</div></details>' if rest else ""
     return f'<section><h2>Training</h2><div class="pair">{shown}</div>{more}</section>'
+
+
+def _plots(named: Sequence[tuple[str, str]]) -> str:
+    return "".join(f"<div><h3>{escape(name)}</h3>{plot}</div>" for name, plot in named if plot)
 
 
 def _section(section: Section, folder: Path | None) -> str:
