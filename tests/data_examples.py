@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -105,13 +106,14 @@ def record_until_killed(
 
     Continues where the dataset stands. Run in a child process, which ends with code 9 where it died.
     """
-    operations = 0
+    operations, counting = 0, threading.Lock()
 
-    def hook(operation: str, where: Path) -> None:
+    def hook(operation: str, where: Path) -> None:  # called from the encoders' threads too
         nonlocal operations
-        operations += 1
-        if operations == at:
-            os._exit(9)
+        with counting:
+            operations += 1
+            if operations == at:
+                os._exit(9)
 
     atomic.hook = hook
     notes = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

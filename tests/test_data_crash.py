@@ -147,7 +147,7 @@ def test_killed_between_any_two_operations(
         counts.add(found)
         resume_and_check(path, case, found)
         shutil.rmtree(path)
-    assert counts == {0, 1, 2}
+    assert counts == {0, 1, 2} if every == 1 else {0, 1} <= counts
 
 
 def test_killed_while_cleaning_up_after_a_kill(

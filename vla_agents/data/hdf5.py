@@ -217,12 +217,14 @@ class _Opened:
         return values
 
     def _dataset(self, name: str) -> h5py.Dataset:
+        parts = name.split("/")
+        inside, dataset = True, None
         try:
-            parts = name.split("/")
             links = [self._file.get("/".join(parts[: k + 1]), getlink=True) for k in range(len(parts))]
-            inside = all(isinstance(link, self._hard_link) for link in links)
-            dataset = self._file[name] if inside else None
-            inside = dataset is not None and not dataset.is_virtual and not dataset.external
+            inside = all(link is None or isinstance(link, self._hard_link) for link in links)
+            if inside:
+                dataset = self._file[name]
+                inside = not dataset.is_virtual and not dataset.external
         except (KeyError, OSError, AttributeError, RuntimeError) as error:
             raise DatasetError(self._path, f"has no dataset {name!r} ({error})", _DAMAGED) from error
         if not inside:

@@ -155,7 +155,7 @@ class Info:
                     )
                 if len(feature["shape"]) != 3:
                     raise DatasetError(
-                        file, f"feature {key!r} has shape {feature['shape']}, expected three sizes"
+                        file, f"feature {key!r} has shape {feature['shape']}, expected three sizes", _COPY
                     )
 
     def data_file(self, chunk: int, file: int) -> Path:
@@ -188,7 +188,7 @@ class Info:
             relative = template.format(**values)
         except (KeyError, ValueError, AttributeError, TypeError) as error:
             raise DatasetError(
-                where, f"field {field!r} is not a path template: {template!r} ({error})"
+                where, f"field {field!r} is not a path template: {template!r} ({error})", _COPY
             ) from error
         found = self.path / relative
         if not self._inside(found.parent) or (found.is_symlink() and not self._inside(found)):

@@ -125,6 +125,7 @@ class LeRobotReader:
             raise DatasetError(
                 self._data_file(index),
                 f"episode {index}: task_index {task}, meta/tasks has {len(self._tasks)}",
+                "files of two datasets were mixed: copy the dataset again",
             )
         return self._tasks[task]
 
@@ -236,7 +237,9 @@ class LeRobotReader:
                     out[k] = np.asarray(image.convert("RGB"))
             except (UnidentifiedImageError, ValueError, OSError, TypeError) as error:
                 raise DatasetError(
-                    file, f"{key}, episode {index}, frame {k}: not a picture ({error})"
+                    file,
+                    f"{key}, episode {index}, frame {k}: not a picture ({error})",
+                    "copy the dataset again",
                 ) from error
         return out
 

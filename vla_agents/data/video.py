@@ -244,7 +244,9 @@ def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) ->
             found = stream.codec_context.height, stream.codec_context.width
             if found != shape:
                 raise DatasetError(
-                    path, f"pictures are {found[0]}x{found[1]}, meta/info.json says {shape[0]}x{shape[1]}"
+                    path,
+                    f"pictures are {found[0]}x{found[1]}, meta/info.json says {shape[0]}x{shape[1]}",
+                    "files of two datasets or cameras were mixed: copy the dataset again",
                 )
             convert = _Converter()
             for frame in _frames_at(container, stream, times, 0.25 / fps):

@@ -272,8 +272,10 @@ def _bar(total: int, nbytes: int, shown: bool) -> Iterator[Any]:
     if not shown:
         yield lambda: None
         return
+    from rich.console import Console
     from rich.progress import Progress
 
-    with Progress(transient=True) as progress:
+    console = Console()
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(f"Decoding {total:,} episodes into {nbytes / 1e6:,.0f} MB", total=total)
         yield lambda: progress.advance(task)
