@@ -221,6 +221,21 @@ def test_resuming_leads_to_the_same_dataset(tmp_path: Path, agent: str) -> None:
     assert (again.episodes, again.recorded, again.ended) == (8, 0, 0)
 
 
+def test_collect_says_what_the_dataset_holds(tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=60)
+    for episodes in (4, 6):
+        collect(
+            config(tmp_path / "[d]", episodes=episodes, resume=True, seed=1, env_args={"fail_every": 2}),
+            console=console,
+            progress=False,
+        )
+    said = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert said[0].startswith(f"{tmp_path / '[d]'} has 4 episodes: 4 recorded now")
+    assert said[1].startswith(f"{tmp_path / '[d]'} has 6 episodes: 2 recorded now") and said[1].endswith(
+        "success 50.0 %"
+    )
+
+
 def test_several_processes_record_the_same(tmp_path: Path) -> None:
     options: dict[str, Any] = {"noise": 0.1, "env_args": {"fail_every": 3, "max_steps": 25}}
     run(tmp_path / "one", **options)

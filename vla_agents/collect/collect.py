@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from vla_agents.data import create_dataset, open_dataset
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs.vector import make_env, make_vec
 from vla_agents.envs.wrappers import ActionNoise
-from vla_agents.errors import ConfigError, DatasetNotFoundError, RecordingError
+from vla_agents.errors import ConfigError, DatasetNotFoundError, RecordingError, VlaAgentsError
 from vla_agents.progress import ProgressBar
 from vla_agents.rollout import rollout
 from vla_agents.versions import package_versions
@@ -118,44 +119,51 @@ def collect(config: CollectConfig, *, console: Console | None = None, progress: 
     console = console or rich.get_console()
     before, first = _resume_point(config)
     if before >= config.episodes:
-        return CollectResult(config.out, before, 0, 0, 0, 0, 0.0)
-    env = _make_env(config)
+        return _told(CollectResult(config.out, before, 0, 0, 0, 0, 0.0), console)
     try:
-        agent = make_agent(config.agent, env)
-        options = {"resume": config.resume, "durable": config.durable}
-        writer = create_dataset(config.out, embodiment_of(env), config.format, **options)
-        try:
-            save_yaml(config, config.out / "run.yaml")
-            recorder = Recorder(
-                writer,
-                only_success=_only_success(config),
-                limit=config.episodes - before,
-                slots=config.workers,
-                metadata={"collect": _settings(config), "versions": package_versions()},
-            )
-            bar = ProgressBar(
-                "collecting",
-                config.episodes,
-                done=before,
-                count=lambda: before + recorder.saved,
-                console=console,
-                visible=progress,
-            )
-            with agent, bar:
-                seeds = _seeds(first, recorder, config)
-                rollout(env, agent, seeds, [recorder, bar], max_steps=config.max_steps)
-        except KeyboardInterrupt:
-            console.print(_how_to_go_on(config, before + recorder.saved))
-            raise
-        finally:
-            writer.close()
-    finally:
-        env.close()
-    done = before + recorder.saved
+        with contextlib.ExitStack() as stack:
+            recorder = _record(config, before, first, stack, console, progress)
+    except KeyboardInterrupt:
+        _say(console, _how_to_go_on(config))
+        raise
+    counts = recorder.saved, recorder.ended, recorder.succeeded, recorder.steps
     seconds = time.monotonic() - started
-    return CollectResult(
-        config.out, done, recorder.saved, recorder.ended, recorder.succeeded, recorder.steps, seconds
+    return _told(CollectResult(config.out, before + recorder.saved, *counts, seconds), console)
+
+
+def _record(
+    config: CollectConfig,
+    before: int,
+    first: int,
+    stack: contextlib.ExitStack,
+    console: Console,
+    progress: bool,
+) -> Recorder:
+    """Play and write; env, agent and writer are closed by the stack."""
+    env = stack.enter_context(contextlib.closing(_make_env(config)))
+    agent = stack.enter_context(make_agent(config.agent, env))
+    options = {"resume": config.resume, "durable": config.durable}
+    writer = create_dataset(config.out, embodiment_of(env), config.format, **options)
+    stack.callback(writer.close)
+    save_yaml(config, config.out / "run.yaml")
+    recorder = Recorder(
+        writer,
+        only_success=_only_success(config),
+        limit=config.episodes - before,
+        slots=config.workers,
+        metadata={"collect": _settings(config), "versions": package_versions()},
     )
+    bar = ProgressBar(
+        "collecting",
+        config.episodes,
+        done=before,
+        count=lambda: before + recorder.saved,
+        console=console,
+        visible=progress,
+    )
+    stack.enter_context(bar)
+    rollout(env, agent, _seeds(first, recorder, config), [recorder, bar], max_steps=config.max_steps)
+    return recorder
 
 
 def _check(config: CollectConfig) -> None:
@@ -242,7 +250,24 @@ def _resume_point(config: CollectConfig) -> tuple[int, int]:
     return count, int(metadata["seed"]) + 1
 
 
-def _how_to_go_on(config: CollectConfig, saved: int) -> str:
+def _told(result: CollectResult, console: Console) -> CollectResult:
+    """Say what the dataset holds now."""
+    line = f"{result.path} has {result.episodes} episodes: {result.recorded} recorded now"
+    if result.ended:
+        line += f", {result.steps:,} steps, success {100 * result.success:.1f} %"
+    _say(console, line)
+    return result
+
+
+def _say(console: Console, line: str) -> None:
+    console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+def _how_to_go_on(config: CollectConfig) -> str:
+    try:
+        saved = len(open_dataset(config.out))
+    except VlaAgentsError:  # interrupted before the dataset was made
+        saved = 0
     return (
         f"Stopped: {saved} of {config.episodes} episodes are saved in {config.out}. "
         "Go on by repeating the command with --resume."
