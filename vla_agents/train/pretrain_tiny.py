@@ -33,6 +33,9 @@ from vla_agents.train.trainer import Trainer
 from vla_agents.train.vlm import LanguageModule, QuestionBatch, VisualQuestions
 
 
+RECORD = "pretraining.yaml"  # in the model's folder: how it was made and how well it answers
+
+
 @dataclass(frozen=True)
 class PretrainConfig(RunConfig):
     """Make a tiny Qwen3-VL and teach it to answer questions about the tabletop."""
@@ -121,6 +124,7 @@ def pretrain_tiny(config: PretrainConfig, *, progress: bool = True) -> tuple[Pat
     shutil.rmtree(final, ignore_errors=True)
     module.backbone.save_assets(final)
     module.backbone.vlm.save_pretrained(final)
+    save_yaml({"made_by": "vla-agents pretrain-tiny", "config": config, "held_out": result.metrics}, final / RECORD)
     return final, result.metrics
 
 
