@@ -56,7 +56,7 @@ def truncate_after(path: Path, step: int) -> None:
 
 
 class TrainingBar:
-    """Progress of a run: step, loss, samples/s, time left. Silent where the output is no terminal, but for a line now and then.
+    """Progress of a run: step, loss, samples/s, time left; where the output is no terminal, a line now and then.
 
     Args:
         total: Steps of the run.

@@ -1,7 +1,7 @@
 """Optimisers and their schedule.
 
-Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of matrices; embeddings, the
-last layer of a head, norms and biases take AdamW.
+Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/) orthogonalises the momentum of matrices;
+embeddings, the last layer of a head, norms and biases take AdamW.
 """
 
 from __future__ import annotations

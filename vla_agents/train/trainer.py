@@ -1,7 +1,7 @@
-"""The Trainer takes gradient steps; which batches come is the strategy's affair, how good a policy acts is told it by a callable.
+"""The Trainer takes gradient steps. Which batches come is the strategy's affair; how well it acts, a callable tells.
 
-One optimiser step sees `accumulation` micro-batches on each process. Every micro-batch's mean loss is weighed by its share of
-all valid entries of the step, so the step equals that of one large batch. A run folder:
+One optimiser step sees `accumulation` micro-batches on each process. Every micro-batch's mean loss is weighed by its
+share of all valid entries of the step, so the step equals that of one large batch. A run folder:
 
     run.yaml  metrics.jsonl  tensorboard/
     checkpoints/step_000500/    a policy checkpoint, and training/ beside it (optimisers, schedules, RNG, strategy)

@@ -1,7 +1,7 @@
 """Questions and answers about pictures of the table: the miniature of what a VLM is pretrained on.
 
-Places are told as Qwen-VL tells points, in image coordinates, here as two numbers from 00 to 99: columns from the left, then
-rows from the top, in hundredths of the picture.
+Places are told as Qwen-VL tells points, in image coordinates, here as two numbers from 00 to 99: columns from the left,
+then rows from the top, in hundredths of the picture.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from vla_agents.envs.tabletop.env import TabletopEnv
 from vla_agents.envs.tabletop.scene import COLOURS
+from vla_agents.envs.tabletop.tasks import FAMILIES
 from vla_agents.envs.tabletop.world import World
 
 _NUMBERS = ("0", "1", "2", "3", "4", "5", "6")
@@ -30,6 +31,12 @@ def questions(world: World, camera: str = "front") -> list[tuple[str, str]]:
     """Every question there is about the present scene, with its answer."""
     places = {name: uv for name, uv in locate(world, camera).items() if (uv >= 0).all() and (uv < 1).all()}
     asked = [(where_is(name), point_text(uv)) for name, uv in places.items()]
+    # An order is answered with the place where to grasp, as affordance data do it (RoboPoint: Yuan et al. 2024).
+    asked += [
+        (FAMILIES["lift"].say(0, colour, ""), point_text(places[f"{colour} block"]))
+        for colour in world.blocks
+        if f"{colour} block" in places
+    ]
     asked += [
         (f"is there a {colour} block?", "yes" if f"{colour} block" in places else "no") for colour in COLOURS
     ]
