@@ -27,6 +27,7 @@ from vla_agents.eval.evaluate import evaluate
 from vla_agents.eval.page import Section, read_metrics, write_page
 from vla_agents.eval.report import EvalReport
 from vla_agents.eval.video import VideoRecorder, caption_frame, tile, write_gif, write_video
+from vla_agents.rollout import EpisodeResult, StepEvent
 
 
 def frames_of(source: Path | io.BytesIO) -> list[np.ndarray]:
@@ -67,6 +68,21 @@ def test_a_video_shows_every_step_and_the_outcome(tmp_path: Path) -> None:
     assert green > red + 60 and green > blue, "a green frame at the end"
     assert frames[0][1, 100].max() < 60, "and none at the beginning"
     assert frames[0][262:280].max() > 150, "the instruction is written underneath"
+
+
+def test_a_video_begins_with_the_reset_and_ends_with_what_came_of_it(tmp_path: Path) -> None:
+    def seen(grey: int) -> dict[str, Any]:
+        return {"images": {"front": np.full((16, 16, 3), grey, np.uint8)}, "instruction": "x"}
+
+    recorder = VideoRecorder(tmp_path, 1)
+    recorder.on_reset(0, 7, seen(30), {})
+    for step in range(3):
+        ended = step == 2
+        event = StepEvent(seen(30 + 60 * step), np.zeros(4), 0.0, ended, False, {}, 0.0, seen(90 + 60 * step))
+        recorder.on_step(0, event)
+    recorder.on_end(0, EpisodeResult(7, "", "x", True, 3, 0.0, True, False, 1.0))
+    shown = [int(frame[100, 100, 0]) for frame in frames_of(recorder.finish()[0].path)]
+    assert shown[:4] == pytest.approx([30, 90, 150, 210], abs=4) and set(shown[4:]) <= set(range(206, 215))
 
 
 def test_long_episodes_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -219,13 +235,13 @@ def test_page_compares_reports_and_embeds_videos(tmp_path: Path) -> None:
     metrics.write_text(
         "".join(json.dumps({"step": k, "loss": 1 / (k + 1), "success": k / 9}) + "\n" for k in range(10))
     )
-    sections = [Section("trained <1>", good, "A note & more.", clips), Section("swapped", worse)]
+    sections = [Section("trained <i>", good, "A note & more.", clips), Section("swapped", worse)]
     write_page(tmp_path / "new" / "page.html", sections, title="Demo", intro="Intro.", metrics=metrics)
     checker = check(tmp_path / "new" / "page.html")
     for expected in (
         "Demo",
         "Intro.",
-        "trained <1>",
+        "trained <i>",
         "A note & more.",
         "83.3 %",
         "50.0 %",
