@@ -107,9 +107,12 @@ def test_first_demo_installs_torch_first_then_the_package_then_runs(checkout, tm
 def test_second_call_installs_nothing_and_is_quick(checkout):
     checkout.run("demo")
     checkout.pip_calls()
-    start = time.perf_counter()
-    assert checkout.run("demo").stderr == ""
-    assert time.perf_counter() - start < 1
+    seconds = []
+    for _ in range(3):  # the best of three: other programs share the machine
+        start = time.perf_counter()
+        assert checkout.run("demo").stderr == ""
+        seconds.append(time.perf_counter() - start)
+    assert min(seconds) < 1
     assert checkout.run("vla-agents", "eval").stdout.startswith("vla-agents eval")
     assert not checkout.pip_calls()
 
