@@ -116,7 +116,7 @@ class FakeEnv(gymnasium.Env):
         success, wrong = near[self._task], any(near[name] for name in TASKS if name != self._task)
         if self._fail_every and self._seed % self._fail_every == 0:
             success = False
-        info = {"task": self._task, "success": success, "wrong": wrong, "renderer": "none"}
+        info = {"task": self._task, "success": success, "wrong": np.bool_(wrong), "renderer": "none"}
         truncated = self._steps >= self._max_steps
         return self._observe(), float(success), success or wrong, truncated, info
 

@@ -31,7 +31,7 @@ EXTRAS = {
 FLOORS = (
     "errors embodiment transforms normalize chunking registry config versions",
     "policies data envs robots",
-    "agent rollout arguments progress",
+    "agent slots rollout arguments progress",
     "train collect eval serving",
 )
 NEVER = {

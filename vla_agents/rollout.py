@@ -12,14 +12,15 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
-from vla_agents.agent import Agent, Observation, take
+from vla_agents.agent import Agent, Observation
 from vla_agents.errors import ActionError, ConfigError
+from vla_agents.slots import Slots, slots_of
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,7 @@ def rollout(
     """
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"max_steps is {max_steps}, it must be at least 1")
-    slots = _VectorSlots(env) if isinstance(env, VectorEnv) else _SingleSlot(env)
+    slots = slots_of(env)
     run = _Run(slots, agent, iter(seeds), listeners, max_steps)
     try:
         run.fill(np.ones(slots.count, bool))
@@ -158,7 +159,7 @@ class _Run:
 
     def __init__(
         self,
-        slots: _Slots,
+        slots: Slots,
         agent: Agent,
         seeds: Iterator[int],
         listeners: Sequence[Listener],
@@ -244,109 +245,3 @@ class _Run:
                     f"step {episode.steps}: {rows[slot].tolist()}",
                     "the env was not stepped with it; check the agent (a policy: its weights and statistics)",
                 )
-
-
-_Tick = tuple[float, bool, bool, dict[str, Any]]
-
-
-class _Slots(Protocol):
-    count: int
-    is_single: bool
-    observation: Observation
-    action_shape: tuple[int, ...] | None
-
-    def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]: ...
-    def step(self, actions: np.ndarray) -> list[_Tick]: ...
-    def single(self, slot: int) -> Observation: ...
-
-
-class _SingleSlot:
-    """One env, seen as a vector of one."""
-
-    count = 1
-    is_single = True
-    observation: Observation
-
-    def __init__(self, env: gymnasium.Env) -> None:
-        self._env = env
-        self.action_shape = env.action_space.shape
-
-    def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]:
-        self.observation, info = self._env.reset(seed=seeds[0])
-        return [info]
-
-    def step(self, actions: np.ndarray) -> list[_Tick]:
-        self.observation, reward, terminated, truncated, info = self._env.step(actions)
-        return [(float(reward), bool(terminated), bool(truncated), info)]
-
-    def single(self, slot: int) -> Observation:
-        return self.observation
-
-
-class _VectorSlots:
-    """A Gymnasium vector env whose slots are reset one by one."""
-
-    is_single = False
-    observation: Observation
-
-    def __init__(self, envs: VectorEnv) -> None:
-        if envs.metadata.get("autoreset_mode") is not AutoresetMode.DISABLED:
-            raise ConfigError(
-                f"the vector env resets itself ({envs.metadata.get('autoreset_mode')}): seeds would be lost",
-                "make it with autoreset_mode=AutoresetMode.DISABLED, e.g. by vla_agents.envs.make_vec",
-            )
-        self._envs = envs
-        self._can_idle = bool(getattr(envs, "can_idle", False))
-        self._started = False
-        self.count = envs.num_envs
-        self.action_shape = envs.action_space.shape
-
-    def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]:
-        """Start an episode in the slots of `seeds`; send the other free slots to sleep.
-
-        A slot whose episode is over may not be stepped again, yet a vector env steps all. Our own
-        (`make_vec`) have slots that can sleep; others play on from an arbitrary seed, unheard. The first
-        reset has to wake all of them.
-        """
-        infos: dict[str, Any] = {}
-        awake = np.array([slot in seeds for slot in range(self.count)])
-        spare = next(iter(seeds.values()), 0)
-        if not self._started or not self._can_idle:
-            awake = free.copy()
-        if awake.any():
-            infos = self._reset([seeds.get(slot, spare) for slot in range(self.count)], awake)
-        asleep = np.array([bool(free[slot]) and slot not in seeds for slot in range(self.count)])
-        if asleep.any() and self._can_idle:
-            self._reset([spare] * self.count, asleep, idle=True)
-        self._started = True
-        return [_slot_info(infos, slot) for slot in range(self.count)]
-
-    def _reset(self, seeds: list[int], mask: np.ndarray, **options: Any) -> dict[str, Any]:
-        # A fresh dict each time: Gymnasium pops the mask out of it.
-        self.observation, infos = self._envs.reset(
-            seed=seeds,  # type: ignore[arg-type]  # its annotation forgets lists
-            options={"reset_mask": mask.copy(), **options},
-        )
-        return infos
-
-    def step(self, actions: np.ndarray) -> list[_Tick]:
-        self.observation, rewards, terminated, truncated, infos = self._envs.step(actions)
-        return [
-            (float(rewards[slot]), bool(terminated[slot]), bool(truncated[slot]), _slot_info(infos, slot))
-            for slot in range(self.count)
-        ]
-
-    def single(self, slot: int) -> Observation:
-        return take(self.observation, slot)
-
-
-def _slot_info(infos: dict[str, Any], slot: int) -> dict[str, Any]:
-    """One slot's share of a vector env's infos; numpy scalars become Python ones."""
-    mine = {}
-    for key, values in infos.items():
-        present = infos.get(f"_{key}")
-        if key.startswith("_") or present is None or not present[slot]:
-            continue
-        value = values[slot] if not isinstance(values, dict) else _slot_info(values, slot)
-        mine[key] = value.item() if isinstance(value, np.generic) else value
-    return mine
