@@ -348,3 +348,5 @@ def test_swapped_instruction_keeps_the_scene() -> None:
     assert all(r.success for r in results), "success judges the new instruction"
     with pytest.raises(ConfigError, match="seed"):
         make_env(ENV_ID, (SwappedInstruction,)).reset()
+    with pytest.raises(ConfigError, match=r"possible_instructions\(\)"):
+        make_vec("CartPole-v1", 2, wrappers=(SwappedInstruction,))

@@ -87,6 +87,14 @@ class SwappedInstruction(gymnasium.Wrapper):
     then judges the new instruction; `info["swapped_from"]` holds the old one.
     """
 
+    def __init__(self, env: gymnasium.Env) -> None:
+        super().__init__(env)
+        if not hasattr(env.unwrapped, "possible_instructions"):
+            raise ConfigError(
+                f"{env} cannot swap instructions",
+                "give the env class a method possible_instructions() and the reset option 'instruction'",
+            )
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
