@@ -28,6 +28,7 @@ EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 CHUNK = 1000  # files per folder
+ROWS_PER_FILE = 50  # episodes per file of meta/episodes; the last one is written anew at each save
 IMAGES = "observation.images."
 STATE = "observation.state"
 ACTION = "action"
@@ -202,6 +203,17 @@ class Info:
 
 _COPY = "copy the dataset again"
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+
+
+def file_of(episode: int) -> tuple[int, int]:
+    """`(chunk, file)` of an episode's data and videos, as we write them."""
+    return episode // CHUNK, episode % CHUNK
+
+
+def rows_file_of(episode: int) -> tuple[int, int]:
+    """`(chunk, file)` of an episode's row in meta/episodes, as we write it."""
+    file = episode // ROWS_PER_FILE
+    return file // CHUNK, file % CHUNK
 
 
 def image_shape(feature: dict[str, Any]) -> tuple[int, int, int]:

@@ -3,17 +3,19 @@
 These are for LeRobot's tools. As there, a quantile of the dataset is the *envelope* of the episodes'
 quantiles (the smallest for q01, q10, q50; the largest for q90, q99), not a quantile of all values.
 
-All features lie side by side in one vector, so that an episode costs a few numpy calls.
+They are of the cameras, the state and the action: what a policy normalises. All lie side by side in one vector, so
+that an episode costs a few numpy calls.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from vla_agents.data.lerobot import ACTION, EXECUTED, IMAGES, STATE
+from vla_agents.data.lerobot import ACTION, IMAGES, STATE
 from vla_agents.embodiment import Embodiment
 
 QUANTILES = {"q01": 0.01, "q10": 0.1, "q50": 0.5, "q90": 0.9, "q99": 0.99}
@@ -32,7 +34,7 @@ class Statistics:
         sizes = {IMAGES + name: 3 for name in embodiment.camera_names}
         if embodiment.state_dim:
             sizes[STATE] = embodiment.state_dim
-        sizes |= {ACTION: embodiment.action_dim, EXECUTED: embodiment.action_dim, "next.reward": 1}
+        sizes[ACTION] = embodiment.action_dim
         ends = np.cumsum(list(sizes.values()))
         self.slices = {
             key: slice(int(e) - n, int(e)) for (key, n), e in zip(sizes.items(), ends, strict=True)
@@ -40,12 +42,12 @@ class Statistics:
         self.size = int(ends[-1])
         self._images = 3 * len(embodiment.cameras)
 
-    def episode(self, pixels: list[np.ndarray], numbers: np.ndarray) -> np.ndarray:
+    def episode(self, pixels: list[np.ndarray], vectors: dict[str, np.ndarray]) -> np.ndarray:
         """Statistics of one episode.
 
         Args:
             pixels: For each camera uint8 (N, 3), a sample of its pixels.
-            numbers: float32 (T, D), the other features side by side.
+            vectors: Feature -> float32 (T, size); those that are not counted are left out.
 
         Returns:
             float64 (9, size): a row per name in `NAMES`.
@@ -53,7 +55,8 @@ class Statistics:
         out = np.empty((len(NAMES), self.size))
         for k, sample in enumerate(pixels):
             out[:, 3 * k : 3 * k + 3] = _pixel_statistics(sample)
-        values = numbers.astype(np.float64)
+        counted = [vectors[key] for key in self.slices if key in vectors]
+        values = np.concatenate(counted, axis=1).astype(np.float64)
         rest = out[:, self._images :]
         rest[0], rest[1] = values.min(0), values.max(0)
         rest[2], rest[3] = values.mean(0), values.std(0)
@@ -63,16 +66,15 @@ class Statistics:
     def columns(self, stats: np.ndarray, frames: int) -> dict[str, pa.Array]:
         """The `stats/...` columns of one row of meta/episodes."""
         columns = {}
+        count = pa.array([[frames]], pa.list_(pa.int64()))
         for key, where in self.slices.items():
+            offsets = pa.array([0, where.stop - where.start], pa.int32())
             for row, name in enumerate(NAMES):
                 values = pa.array(stats[row, where])
                 if key.startswith(IMAGES):
-                    for _ in range(2):
-                        values = pa.ListArray.from_arrays(_ONES, values)
-                columns[f"stats/{key}/{name}"] = pa.ListArray.from_arrays(
-                    pa.array([0, len(values)], pa.int32()), values
-                )
-            columns[f"stats/{key}/count"] = pa.array([[frames]], pa.list_(pa.int64()))
+                    values = pa.ListArray.from_arrays(_ONES, pa.ListArray.from_arrays(_ONES, values))
+                columns[f"stats/{key}/{name}"] = pa.ListArray.from_arrays(offsets, values)
+            columns[f"stats/{key}/count"] = count
         return columns
 
     def from_table(self, table: pa.Table) -> list[tuple[np.ndarray, int]]:
@@ -137,7 +139,7 @@ _LEVELS = np.arange(256) / 255.0
 
 def sample_pixels(image: np.ndarray) -> np.ndarray:
     """Every n-th pixel of a picture, uint8 (N, 3); enough for its mean and spread."""
-    step = max(1, int(np.sqrt(image.shape[0] * image.shape[1] / _PIXELS)))
+    step = max(1, math.ceil(math.sqrt(image.shape[0] * image.shape[1] / _PIXELS)))
     return image[::step, ::step].copy().reshape(-1, 3)
 
 

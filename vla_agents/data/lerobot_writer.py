@@ -9,26 +9,24 @@ What is beyond the count is ignored by readers (also by LeRobot, which counts li
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vla_agents.data import atomic, lerobot
 from vla_agents.data.episode import Step
-from vla_agents.data.lerobot import CHUNK, Info
+from vla_agents.data.lerobot import Info
 from vla_agents.data.lerobot_features import load_embodiment, make_features
+from vla_agents.data.lerobot_index import read_index
+from vla_agents.data.lerobot_rows import EpisodeRows, to_parquet
 from vla_agents.data.lerobot_stats import Statistics, Total, sample_pixels
 from vla_agents.data.recorder import StepWriter, json_text
 from vla_agents.data.video import EncoderThread, VideoEncoder, VideoSettings
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, DatasetError
-
-ROWS_PER_FILE = 50  # episodes in one file of meta/episodes; the last one is written anew at each save
 
 
 class LeRobotWriter(StepWriter):
@@ -72,7 +70,7 @@ class LeRobotWriter(StepWriter):
                 "pass fps=... (the nominal rate; the real capture times are stored beside it)",
             )
         self.fps = int(rate)
-        self._robot_type = robot_type or embodiment.name
+        self._robot_type: str | None = robot_type or embodiment.name
         self._settings = {
             c.name: VideoSettings(
                 c.height, c.width, self.fps, codec=codec, crf=crf, preset=preset, pix_fmt=pix_fmt
@@ -105,9 +103,9 @@ class LeRobotWriter(StepWriter):
         self._require_same(info)
         self._episodes, self._frames = info.total_episodes, info.total_frames
         self._tasks = lerobot.read_tasks(self.path) if self._episodes else []
-        self._tasks = self._tasks[: info.raw["total_tasks"]]
-        self._rows = self._read_last_rows()
-        self._total = self._read_total()
+        self._tasks = self._tasks[: info.raw.get("total_tasks")]
+        self._robot_type = info.raw.get("robot_type")
+        self._read_rows(info)
         self._clean()
 
     def _require_same(self, info: Info) -> None:
@@ -133,36 +131,29 @@ class LeRobotWriter(StepWriter):
                     "pass the same codec and pix_fmt",
                 )
 
-    def _rows_file(self, episode: int) -> tuple[int, int]:
-        file = episode // ROWS_PER_FILE
-        return file // CHUNK, file % CHUNK
-
     def _rows_path(self, episode: int) -> Path:
-        chunk, file = self._rows_file(episode)
+        chunk, file = lerobot.rows_file_of(episode)
         return self.path / lerobot.EPISODES.format(chunk_index=chunk, file_index=file)
 
-    def _read_last_rows(self) -> pa.Table | None:
-        kept = self._episodes % ROWS_PER_FILE
-        if not kept:
-            return None
-        table = lerobot.read_parquet(self._rows_path(self._episodes), None)
-        if table.num_rows < kept:
-            raise DatasetError(
-                self._rows_path(self._episodes),
-                f"has {table.num_rows} rows, {lerobot.INFO} counts {self._episodes} episodes",
-                "copy the dataset again",
-            )
-        return table.slice(0, kept)
-
-    def _read_total(self) -> Total:
-        """Merge the episodes' statistics again; they are small."""
-        total = Total.empty(self._statistics.size)
-        for first in range(0, self._episodes, ROWS_PER_FILE):
-            table = lerobot.read_parquet(self._rows_path(first), None)
-            rows = self._statistics.from_table(table.slice(0, min(ROWS_PER_FILE, self._episodes - first)))
-            for stats, frames in rows:
-                total = total.with_episode(stats, frames)
-        return total
+    def _read_rows(self, info: Info) -> None:
+        """Check that the files are as we write them, merge the episodes' statistics, keep the last file's rows."""
+        index = read_index(info)
+        self._rows = None
+        self._total = Total.empty(self._statistics.size)
+        for first in range(0, self._episodes, lerobot.ROWS_PER_FILE):
+            count = min(lerobot.ROWS_PER_FILE, self._episodes - first)
+            table = lerobot.read_parquet(self._rows_path(first), None).slice(0, count)
+            wanted = [lerobot.file_of(k) for k in range(first, first + count)]
+            found = [index[f"data/{name}_index"][first : first + count] for name in ("chunk", "file")]
+            if table.num_rows < count or list(zip(*found, strict=True)) != wanted:
+                raise DatasetError(
+                    self._rows_path(first),
+                    "the files are not laid out as vla_agents does it; another program has changed the dataset",
+                    "record into a new folder",
+                )
+            for stats, frames in self._statistics.from_table(table):
+                self._total = self._total.with_episode(stats, frames)
+            self._rows = table if count < lerobot.ROWS_PER_FILE else None
 
     def _clean(self) -> None:
         """Remove what an unfinished save left: everything of the episode after the last one that counts."""
@@ -172,7 +163,7 @@ class LeRobotWriter(StepWriter):
             return
         path = self._rows_path(self._episodes)
         if self._rows is not None:
-            atomic.write_file(self.path, path, _parquet(self._rows), durable=self.durable)
+            atomic.write_file(self.path, path, to_parquet(self._rows), durable=self.durable)
         else:
             atomic.remove(path)
         stats = self.path / lerobot.STATS
@@ -184,7 +175,8 @@ class LeRobotWriter(StepWriter):
             atomic.remove(path)
 
     def _episode_files(self, index: int) -> list[Path]:
-        at = {"chunk_index": index // CHUNK, "file_index": index % CHUNK}
+        chunk, file = lerobot.file_of(index)
+        at = {"chunk_index": chunk, "file_index": file}
         videos = [lerobot.VIDEO.format(video_key=lerobot.IMAGES + name, **at) for name in self._settings]
         return [self.path / name for name in (*videos, lerobot.DATA.format(**at))]
 
@@ -195,7 +187,7 @@ class LeRobotWriter(StepWriter):
             "total_episodes": episodes,
             "total_frames": frames,
             "total_tasks": tasks,
-            "chunks_size": CHUNK,
+            "chunks_size": lerobot.CHUNK,
             "data_files_size_in_mb": 100,
             "video_files_size_in_mb": 200,
             "fps": self.fps,
@@ -235,11 +227,22 @@ class LeRobotWriter(StepWriter):
             if encoder.frames != length:
                 raise OSError(f"camera {name!r} has {encoder.frames} frames for {length} steps")
         tasks = self._tasks if self._instruction in self._tasks else [*self._tasks, self._instruction]
-        columns, numbers = self._arrays(success, tasks.index(self._instruction))
+        episode = EpisodeRows(
+            body=self.embodiment,
+            steps=self._numbers,
+            index=index,
+            first=self._frames,
+            fps=self.fps,
+            task=tasks.index(self._instruction),
+            instruction=self._instruction,
+            success=success,
+            metadata=json_text(self._metadata),
+        )
+        vectors = episode.vectors()
         pixels = [np.concatenate(self._pixels[name]) for name in self._settings]
-        stats = self._statistics.episode(pixels, numbers)
+        stats = self._statistics.episode(pixels, vectors)
         total = self._total.with_episode(stats, length)
-        row = self._row(success, stats)
+        row = episode.row(self._statistics.columns(stats, length))
         rows = row if self._rows is None else pa.concat_tables([self._rows, row]).combine_chunks()
         *videos, data = self._episode_files(index)
         transaction = atomic.Transaction(self.path, durable=self.durable)
@@ -249,11 +252,11 @@ class LeRobotWriter(StepWriter):
                     transaction.write(target, content)
                 else:
                     transaction.stage(target, self.path / atomic.TEMPORARY / f"{name}.mp4")
-            transaction.write(data, _parquet(pa.table(columns)))
+            transaction.write(data, to_parquet(episode.data(vectors)))
             if tasks is not self._tasks:
-                transaction.write(self.path / lerobot.TASKS, _parquet(lerobot.tasks_table(tasks)))
+                transaction.write(self.path / lerobot.TASKS, to_parquet(lerobot.tasks_table(tasks)))
             transaction.write(self.path / lerobot.STATS, self._stats_json(total))
-            transaction.write(self._rows_path(index), _parquet(rows))
+            transaction.write(self._rows_path(index), to_parquet(rows))
             info = self._info_json(index + 1, self._frames + length, len(tasks))
             transaction.write(self.path / lerobot.INFO, info)
             transaction.commit()
@@ -263,7 +266,7 @@ class LeRobotWriter(StepWriter):
         self._encoders = {}
         self._tasks, self._total = tasks, total
         self._episodes, self._frames = index + 1, self._frames + length
-        self._rows = None if rows.num_rows == ROWS_PER_FILE else rows
+        self._rows = None if rows.num_rows == lerobot.ROWS_PER_FILE else rows
         return index
 
     def _drop(self) -> None:
@@ -271,81 +274,3 @@ class LeRobotWriter(StepWriter):
         self._numbers, self._pixels = [], {}
         for encoder in encoders.values():
             encoder.abandon()
-
-    def _arrays(self, success: bool | None, task: int) -> tuple[dict[str, pa.Array], np.ndarray]:
-        """The data file's columns, and its vectors side by side, float32 (T, D)."""
-        steps, length = self._numbers, self._steps
-        actions = np.stack([s.action for s in steps]).astype(np.float32)
-        executed = np.stack([s.action if s.executed is None else s.executed for s in steps]).astype(
-            np.float32
-        )
-        vectors = {lerobot.ACTION: actions, lerobot.EXECUTED: executed}
-        if self.embodiment.state_dim:
-            vectors = {
-                lerobot.STATE: np.stack([np.asarray(s.state) for s in steps]).astype(np.float32),
-                **vectors,
-            }
-        terminated = np.array([s.terminated for s in steps], bool)
-        truncated = np.array([s.truncated for s in steps], bool)
-        frames = np.arange(length)
-        scalars = {
-            "next.reward": np.array([s.reward for s in steps], np.float32),
-            "next.done": terminated | truncated,
-            "next.success": (frames == length - 1) & bool(success),
-            "next.truncated": truncated,
-            "next.terminated": terminated,
-            "intervention": np.array([s.intervened for s in steps], bool),
-            "capture_time": np.array([s.time for s in steps], np.float64),
-            "timestamp": (frames / self.fps).astype(np.float32),
-            "frame_index": frames,
-            "episode_index": np.full(length, self._episodes),
-            "index": frames + self._frames,
-            "task_index": np.full(length, task),
-        }
-        columns = {name: _vector_array(values) for name, values in vectors.items()}
-        columns |= {name: pa.array(values) for name, values in scalars.items()}
-        return columns, np.concatenate([*vectors.values(), scalars["next.reward"][:, None]], axis=1)
-
-    def _row(self, success: bool | None, stats: np.ndarray) -> pa.Table:
-        """The episode's row in meta/episodes."""
-        index, length = self._episodes, self._steps
-        chunk, file = index // CHUNK, index % CHUNK
-        rows_chunk, rows_file = self._rows_file(index)
-        numbers: dict[str, int] = {
-            "length": length,
-            "data/chunk_index": chunk,
-            "data/file_index": file,
-            "dataset_from_index": self._frames,
-            "dataset_to_index": self._frames + length,
-        }
-        columns: dict[str, pa.Array] = {
-            "episode_index": pa.array([index]),
-            "tasks": pa.array([[self._instruction]], pa.list_(pa.string())),
-            **{name: pa.array([value], pa.int64()) for name, value in numbers.items()},
-        }
-        for name in self._settings:
-            key = f"videos/{lerobot.IMAGES}{name}/"
-            columns[key + "chunk_index"] = pa.array([chunk])
-            columns[key + "file_index"] = pa.array([file])
-            columns[key + "from_timestamp"] = pa.array([0.0])
-            columns[key + "to_timestamp"] = pa.array([length / self.fps])
-        columns |= self._statistics.columns(stats, length)
-        columns["meta/episodes/chunk_index"] = pa.array([rows_chunk])
-        columns["meta/episodes/file_index"] = pa.array([rows_file])
-        columns[lerobot.SUCCESS] = pa.array([success], pa.bool_())
-        columns[lerobot.METADATA] = pa.array([json_text(self._metadata)])
-        given = any(step.executed is not None for step in self._numbers)
-        columns[lerobot.HAS_EXECUTED] = pa.array([given])
-        return pa.table(columns)
-
-
-def _vector_array(values: np.ndarray) -> pa.Array:
-    """(T, D) as LeRobot stores it: a fixed-size list, or plain numbers where D is 1."""
-    flat = pa.array(np.ascontiguousarray(values).ravel())
-    return flat if values.shape[1] == 1 else pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = io.BytesIO()
-    pq.write_table(table, sink, use_dictionary=False, write_statistics=False, compression="snappy")
-    return sink.getvalue()

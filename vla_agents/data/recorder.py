@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
@@ -130,7 +131,7 @@ class StepWriter(ABC):
         """Append one tick; it is checked before anything of it is kept."""
         self._require_episode()
         step.check(self.embodiment)
-        if not np.isfinite((step.time, step.reward)).all():
+        if not (math.isfinite(step.time) and math.isfinite(step.reward)):
             raise ObservationError(f"step {self._steps}: time {step.time}, reward {step.reward}: not finite")
         numbers = _without_images(step)
         with _ReadableErrors(self, "recording a step"):
@@ -273,11 +274,14 @@ def _without_images(step: Step) -> Step:
     ) -> np.ndarray | None:
         if value is None:
             return None
+        array = np.asarray(value)
+        if array.dtype == np.float32:
+            return array.copy()
         with np.errstate(over="ignore"):
-            copied = np.array(value, np.float32)
-        if not np.isfinite(copied).all():
+            array = array.astype(np.float32)
+        if not np.isfinite(array).all():
             raise error(f"{what} does not fit into float32: {np.asarray(value).tolist()}")
-        return copied
+        return array
 
     action = copy(step.action, "action", ActionError)
     assert action is not None

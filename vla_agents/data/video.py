@@ -1,4 +1,4 @@
-"""Pictures to h264 and back, through PyAV.
+"""Pictures to h264 (or av1), through PyAV.
 
 Small pictures are encoded on the spot, into memory; larger ones in a thread per camera, straight to a file. A
 full queue blocks and never drops, so that rows and frames cannot drift apart.
@@ -10,16 +10,15 @@ import contextlib
 import io
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vla_agents.data.atomic import TempFile
-from vla_agents.errors import ConfigError, DatasetError, UnknownNameError
+from vla_agents.data.decode import single_thread
+from vla_agents.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
     import av
@@ -28,7 +27,6 @@ CODECS = {"h264": "libx264", "av1": "libsvtav1"}
 PRESETS = {"h264": "superfast", "av1": "10"}
 SMALL = 128 * 128  # pixels; up to here a thread costs more than it gives
 QUEUE = 30  # frames that may wait per camera
-_SAME = 1e-4  # seconds; a frame this near is the one asked for
 
 
 class VideoSettings:
@@ -118,7 +116,7 @@ class VideoEncoder:
         self._target = target
         self._memory = io.BytesIO()
         self._frame = av.VideoFrame
-        self._reformatter, self._single = VideoReformatter(), _single_thread()
+        self._reformatter, self._single = VideoReformatter(), single_thread()
         self._container = av.open(target or self._memory, "w", format="mp4")
         stream: Any = self._container.add_stream(
             CODECS[settings.codec], rate=settings.fps, options=settings.options()
@@ -219,105 +217,3 @@ class EncoderThread:
                 call(*arguments)
             except BaseException as error:
                 self._error = self._target.error or error  # the disk's own, not what the muxer makes of it
-
-
-def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) -> np.ndarray:
-    """The frames of a video at given times.
-
-    Args:
-        path: The mp4.
-        times: float64 (T,), seconds inside the video, rising.
-        fps: Nominal rate; the nearest frame may be off by a quarter of a period, else it is an error.
-        shape: Expected `(height, width)`.
-
-    Returns:
-        uint8 (T, H, W, 3)
-    """
-    import av
-
-    out = np.empty((len(times), *shape, 3), np.uint8)
-    done = 0
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
-            found = stream.codec_context.height, stream.codec_context.width
-            if found != shape:
-                raise DatasetError(
-                    path,
-                    f"pictures are {found[0]}x{found[1]}, meta/info.json says {shape[0]}x{shape[1]}",
-                    "files of two datasets or cameras were mixed: copy the dataset again",
-                )
-            convert = _Converter()
-            for frame in _frames_at(container, stream, times, 0.25 / fps):
-                convert(frame, out[done])
-                done += 1
-    except FileNotFoundError:
-        raise DatasetError(
-            path, "the video is missing", "copy the dataset again, with its videos/ folder"
-        ) from None
-    except (av.FFmpegError, IndexError) as error:
-        raise DatasetError(
-            path, f"the video cannot be decoded ({error})", "it is cut short or damaged: copy it again"
-        ) from error
-    if done < len(times):
-        raise DatasetError(
-            path,
-            f"no frame at {times[done]:.3f} s (frame {done} of {len(times)} of the episode)",
-            "the video is cut short, or has another frame rate than meta/info.json says: copy it again",
-        )
-    return out
-
-
-def _frames_at(container: Any, stream: Any, times: np.ndarray, tolerance: float) -> Iterator[Any]:
-    """The nearest frame to each time, until one is further away than `tolerance` seconds."""
-    base = float(stream.time_base)
-    if times[0] > tolerance:
-        container.seek(int((times[0] - tolerance) / base), stream=stream, backward=True)
-    k, previous, before = 0, None, -np.inf
-    for frame in container.decode(stream):
-        now = -np.inf if frame.pts is None else frame.pts * base
-        while k < len(times) and now >= times[k] - _SAME:
-            earlier = times[k] - before < abs(now - times[k])
-            if min(times[k] - before, abs(now - times[k])) > tolerance:
-                return
-            yield previous if earlier else frame
-            k += 1
-        if k == len(times):
-            return
-        previous, before = frame, now
-    while k < len(times) and times[k] - before <= tolerance:
-        yield previous
-        k += 1
-
-
-class _Converter:
-    """Decoded frame -> RGB, with one conversion context for the whole episode."""
-
-    def __init__(self) -> None:
-        from av.video.reformatter import VideoReformatter
-
-        self._reformatter, self._single = VideoReformatter(), _single_thread()
-
-    def __call__(self, frame: Any, out: np.ndarray) -> None:
-        """Write the frame to `out`, uint8 (H, W, 3)."""
-        if (frame.height, frame.width) != out.shape[:2]:
-            raise IndexError(
-                f"a frame of {frame.height}x{frame.width} among those of {out.shape[0]}x{out.shape[1]}"
-            )
-        plane = self._reformatter.reformat(frame, format="rgb24", **self._single).planes[0]
-        rows = np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)
-        out[:] = rows[: out.shape[0], : out.shape[1] * 3].reshape(out.shape)
-
-
-@cache
-def _single_thread() -> dict[str, Any]:
-    """`threads=1` where this PyAV has it: for small pictures a thread pool costs more than the conversion."""
-    import av
-    from av.video.reformatter import VideoReformatter
-
-    try:
-        VideoReformatter().reformat(av.VideoFrame(16, 16, "rgb24"), format="yuv444p", threads=1)
-    except TypeError:
-        return {}
-    return {"threads": 1}
