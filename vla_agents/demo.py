@@ -113,7 +113,7 @@ def train_config(config: DemoConfig, out: Path, vlm: str) -> TrainConfig:
     return TrainConfig(
         dataset=(str(out / "dataset"),),
         out=str(out / "train"),
-        model=QwenOFTConfig(vlm=vlm, horizon=4, execute=3),
+        model=QwenOFTConfig(vlm=vlm, horizon=4, execute=3, head="mlp", head_width=256),
         # Rotations hardly occur here: scaled up to full size, their noise would drown the rest.
         normalization={"delta_rotation": "none", "eef_orientation": "none"},
         optimizer=OptimizerConfig(kind="muon", lr=2e-3, muon_lr=0.02, final_lr=0.02),

@@ -24,6 +24,7 @@ from torch import Tensor
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
+from vla_agents.policies.heads.mlp import MLP
 from vla_agents.policies.heads.mlp_resnet import MLPResNet
 from vla_agents.policies.policy import Batch, Policy
 from vla_agents.policies.qwen_vl import QwenVLBackbone
@@ -45,10 +46,12 @@ class QwenOFTConfig:
     """Text of the query tokens; must be a single token of the tokenizer."""
     prompt: str = "{instruction}"
     """What the model is told; {instruction} is replaced, {horizon} too."""
+    head: Literal["mlp_resnet", "mlp"] = "mlp_resnet"
+    """Action head: OpenVLA-OFT's residual one, or a plain MLP (with which tiny models learn sooner)."""
     head_width: int = 0
     """Width of the action head; 0 takes twice the hidden size."""
     head_blocks: int = 2
-    """Residual blocks of the action head."""
+    """Residual blocks (or hidden layers) of the action head."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the VLM's weights; the head stays in float32."""
 
@@ -80,9 +83,9 @@ class QwenOFT(Policy):
         backbone.token_id(config.action_token)  # refuses a text that is several tokens
         state = embodiment.state_dim if config.state == "head" else 0
         hidden = backbone.hidden_size
-        self.head = MLPResNet(
-            hidden + state, config.head_width or 2 * hidden, embodiment.action_dim, config.head_blocks
-        )
+        kind = {"mlp_resnet": MLPResNet, "mlp": MLP}[config.head]
+        width = config.head_width or 2 * hidden
+        self.head = kind(hidden + state, width, embodiment.action_dim, config.head_blocks)
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:

@@ -47,13 +47,10 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
 
 
 def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
-    """Matrices between hidden layers: no embeddings, and not the layer that gives the actions."""
-    return (
-        parameter.ndim == 2
-        and "embed" not in name
-        and "lm_head" not in name
-        and not name.endswith("head.fc2.weight")
-    )
+    """Matrices between hidden layers: no embeddings, no output layer, and not OpenVLA-OFT's head of ReLUs, which
+    Muon's large steps kill."""
+    outer = "embed" in name or ("head." in name and "head.hidden." not in name)
+    return parameter.ndim == 2 and not outer
 
 
 def make_schedules(

@@ -2,12 +2,12 @@
 
 VLAs start from a VLM that was pretrained on questions about images; this is our miniature of it. Scenes of the tabletop are
 rendered on the spot and asked about ("where is the red block?" -> "31 52"); a true Qwen3-VL of `transformers` learns the
-answers token by token, and half of the places by pointing (a head at a query token, dropped afterwards). Without this
+answers token by token, and some places by pointing (a head at a query token, dropped afterwards). Without this
 stage behaviour cloning from scratch stays near 0 % success although its loss falls.
 
 What lets so small a model learn to see in minutes: Muon on the matrices, pixel mean and spread of the data itself, and
-position embeddings that start large (see `docs/training.md`). First it learns on plain scenes where things are; then on
-all difficulties, with the gripper on its way.
+position embeddings that start large (see `docs/training.md`). First it learns to point at blocks in plain
+scenes; then to answer everything, on all difficulties, with the gripper on its way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import shutil
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -33,6 +33,10 @@ from vla_agents.train.strategy import TrainingBatch
 from vla_agents.train.trainer import Trainer
 from vla_agents.train.vlm import LanguageModule, QuestionBatch, VisualQuestions
 
+if TYPE_CHECKING:
+    from vla_agents.envs.tabletop.questions import Question
+
+_Scene = tuple[np.ndarray, list["Question"]]
 RECORD = "pretraining.yaml"  # in the model's folder: how it was made and how well it answers
 
 
@@ -46,11 +50,11 @@ class PretrainConfig(RunConfig):
         default_factory=lambda: OptimizerConfig(kind="muon", lr=2e-3, muon_lr=0.03, warmup=50, final_lr=0.05)
     )
     """The optimiser."""
-    steps: int = 2000
+    steps: int = 1200
     """Optimiser steps of both stages together."""
     first_stage: int = 500
-    """Steps on plain scenes (three blocks, the gripper above them) before the mixture."""
-    scenes: int = 9000
+    """Steps of pointing at blocks in plain scenes (three blocks, the gripper above) before the mixture of everything."""
+    scenes: int = 8000
     """Scenes to render for each stage."""
     held_out: int = 600
     """Further scenes of the mixture, to test on."""
@@ -101,27 +105,23 @@ def pretrain_tiny(config: PretrainConfig, *, progress: bool = True) -> tuple[Pat
     """
     if config.threads:
         torch.set_num_threads(config.threads)
-    from vla_agents.envs.tabletop.questions import parse_point
-
     plain = _render(config, config.scenes, 1, "plain scenes", progress, mixed=False)
     mixture = _render(config, config.scenes, 2, "mixed scenes", progress, mixed=True)
-    held_out = _render(config, config.held_out, 3, "held-out scenes", progress, mixed=True)
+    held_out = _conversations(_render(config, config.held_out, 3, "held-out scenes", progress, mixed=True))
     if config.export_data:
-        save_conversations(config.export_data, [*plain, *mixture])
-    folder = _make(config, plain + mixture)
+        save_conversations(config.export_data, _conversations([*plain, *mixture]))
+    folder = _make(config, _conversations([*plain, *mixture]))
     module = LanguageModule(QwenVLBackbone.from_pretrained(folder), ACTION_TOKEN)
+    blocks = [
+        (image, [q for q in asked if q.place and "where" in q.text and "block" in q.text])
+        for image, asked in plain
+    ]
+    blocks = [(image, asked) for image, asked in blocks if asked]
+    common = config.batch_size, config.seed
     strategy = Staged(
+        VisualQuestions(_conversations(blocks), *common, places=_places(blocks), pointing=1.0),
         VisualQuestions(
-            plain, config.batch_size, config.seed, prefer="block", prefer_weight=4.0, point_of=parse_point
-        ),
-        VisualQuestions(
-            mixture,
-            config.batch_size,
-            config.seed,
-            held_out,
-            prefer="block",
-            prefer_weight=2.0,
-            point_of=parse_point,
+            _conversations(mixture), *common, held_out, _places(mixture), place_weight=3.0, pointing=0.5
         ),
         config.first_stage,
     )
@@ -168,6 +168,14 @@ def score_answers(backbone: QwenVLBackbone, conversations: Sequence[Conversation
     }
 
 
+def _conversations(scenes: Sequence[_Scene]) -> list[Conversation]:
+    return [Conversation((image,), tuple((q.text, q.answer) for q in asked)) for image, asked in scenes]
+
+
+def _places(scenes: Sequence[_Scene]) -> list[list[tuple[float, float] | None]]:
+    return [[q.place for q in asked] for _, asked in scenes]
+
+
 def _answers(backbone: QwenVLBackbone, asked: Sequence[tuple[np.ndarray, str, str]]) -> list[str]:
     out: list[str] = []
     for start in range(0, len(asked), 100):
@@ -181,7 +189,7 @@ def _answers(backbone: QwenVLBackbone, asked: Sequence[tuple[np.ndarray, str, st
 
 def _render(
     config: PretrainConfig, count: int, stream: int, title: str, progress: bool, *, mixed: bool
-) -> list[Conversation]:
+) -> list[_Scene]:
     """Scenes of one stage: plain ones, or a third each of plain with motion, full tables, and tables with pads."""
     from vla_agents.envs.tabletop.questions import ask_about_scenes
 
@@ -199,7 +207,7 @@ def _render(
     ]
     scenes = (scene for source in sources for scene in source)
     shown: Iterable[Any] = track(scenes, f"rendering {title}", total=count) if progress else scenes
-    made = [Conversation((image,), tuple(turns)) for image, turns in shown]
+    made = list(shown)
     if not made:
         raise ConfigError(f"{count} scenes are too few", "at least 3")
     return made

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from vla_agents.data.conversations import Conversation
 from vla_agents.errors import ConfigError, TrainingError
-from vla_agents.policies.heads.mlp_resnet import MLPResNet
+from vla_agents.policies.heads.mlp import MLP
 from vla_agents.policies.qwen_vl import QwenVLBackbone
 
+Place = tuple[float, float]
 _Turns = tuple[tuple[str, str], ...]
 _Stacked = tuple[Tensor, list[_Turns]]
 
@@ -27,7 +28,7 @@ class QuestionBatch:
         images: uint8 (B, H, W, 3).
         questions: B texts.
         answers: B texts.
-        points: float32 (B, 2), the place an answer names as (column, row) in [0, 1]; NaN where it names none.
+        points: float32 (B, 2), the place to point at, about within [-1, 1]; NaN where the answer is in words.
     """
 
     images: Tensor
@@ -52,9 +53,9 @@ class QuestionBatch:
 class LanguageModule(nn.Module):
     """A backbone whose `forward` is the loss of answering: what the Trainer trains.
 
-    Half of the questions after a place are answered at a query token instead of in words, by a pointing head that
-    is dropped afterwards. Action tokens are read the same way later; a model that has only ever looked while it
-    spoke may take long to find that out.
+    Some questions after a place are answered at a query token instead of in words, by a pointing head that is dropped
+    afterwards. Action tokens are read the same way later; a model that has only ever looked while it spoke may take
+    long to find that out.
 
     Args:
         backbone: The VLM.
@@ -64,21 +65,20 @@ class LanguageModule(nn.Module):
     def __init__(self, backbone: QwenVLBackbone, query: str) -> None:
         super().__init__()
         self.backbone, self.query = backbone, query
-        self.head = MLPResNet(backbone.hidden_size, 2 * backbone.hidden_size, 2)
+        self.head = MLP(backbone.hidden_size, 128, 2, layers=1)
 
     def forward(self, batch: QuestionBatch) -> dict[str, Tensor]:
-        """`{"language": cross-entropy per answer token, "pointing": mean error, a quarter of the side is 1}`."""
-        rows = torch.arange(len(batch.questions), device=batch.points.device)
-        pointed = torch.isfinite(batch.points[:, 0]) & (rows % 2 == 1)
-        spoken = [int(r) for r in rows[~pointed]]
+        """`{"language": cross-entropy per answer token, "pointing": mean error in half units}`."""
+        pointed = torch.isfinite(batch.points[:, 0])
+        spoken = (~pointed).nonzero().flatten().tolist()
         losses = {}
         if spoken:
             texts = [batch.questions[r] for r in spoken], [batch.answers[r] for r in spoken]
             losses["language"], _ = self.backbone.language_loss([batch.images[~pointed]], *texts)
         if pointed.any():
-            questions = [batch.questions[int(r)] for r in rows[pointed]]
+            questions = [batch.questions[r] for r in pointed.nonzero().flatten().tolist()]
             hidden = self.backbone.encode([batch.images[pointed]], questions, suffix=self.query).hidden[:, -1]
-            losses["pointing"] = (self.head(hidden) - (batch.points[pointed] * 4 - 2)).abs().mean()
+            losses["pointing"] = (self.head(hidden) - 2 * batch.points[pointed]).abs().mean()
         return losses
 
 
@@ -90,9 +90,9 @@ class VisualQuestions:
         batch_size: Questions per micro-batch.
         seed: The draw of step s on rank r depends on (seed, s, r) alone.
         validation: Conversations held out.
-        prefer: A question that contains this is drawn more often ...
-        prefer_weight: ... by this factor.
-        point_of: The place (column, row) that an answer names, or None.
+        places: For every training conversation, a place per turn to point at, or None; all None by default.
+        place_weight: How much more often questions after a place are drawn than others.
+        pointing: Share of the places to be answered by pointing, the others in words.
     """
 
     def __init__(
@@ -101,17 +101,17 @@ class VisualQuestions:
         batch_size: int,
         seed: int = 0,
         validation: Sequence[Conversation] = (),
-        prefer: str = "",
-        prefer_weight: float = 1.0,
-        point_of: Callable[[str], np.ndarray | None] = lambda answer: None,
+        places: Sequence[Sequence[Place | None]] = (),
+        place_weight: float = 1.0,
+        pointing: float = 0.0,
     ) -> None:
         if not conversations:
             raise TrainingError("there are no conversations to train on")
         self._train, self._held_out = _stack(conversations), _stack(validation) if validation else None
-        self.batch_size, self.seed, self._point_of = batch_size, seed, point_of
+        self.batch_size, self.seed, self._pointing = batch_size, seed, pointing
+        self._places = list(places) or [[None] * len(turns) for turns in self._train[1]]
         self._odds = [
-            np.cumsum([prefer_weight if prefer and prefer in question else 1.0 for question, _ in turns])
-            for turns in self._train[1]
+            np.cumsum([1.0 if place is None else place_weight for place in mine]) for mine in self._places
         ]
 
     def batches(self, step: int, count: int, rank: int = 0, world: int = 1) -> list[QuestionBatch]:
@@ -126,7 +126,11 @@ class VisualQuestions:
                 int(np.searchsorted(self._odds[r], d * self._odds[r][-1]))
                 for r, d in zip(rows, draws, strict=True)
             ]
-            made.append(self._batch(images, turns, rows, picks))
+            told = round(
+                self.batch_size * self._pointing
+            )  # the draw is random: the first ones are as good as any
+            points = [self._places[r][p] for r, p in zip(rows[:told], picks, strict=False)]
+            made.append(_batch(images, turns, rows, picks, points))
         return made
 
     def validation(self) -> list[QuestionBatch]:
@@ -136,20 +140,7 @@ class VisualQuestions:
         images, turns = self._held_out
         rows = np.arange(len(turns))
         picks = [int(r) % len(turns[r]) for r in rows]
-        return [
-            self._batch(images, turns, rows[i : i + 64], picks[i : i + 64]) for i in range(0, len(rows), 64)
-        ]
-
-    def _batch(self, images: Tensor, turns: list[_Turns], rows: Any, picks: Sequence[int]) -> QuestionBatch:
-        asked = [turns[row][pick] for row, pick in zip(rows, picks, strict=True)]
-        places = [self._point_of(answer) for _, answer in asked]
-        points = np.array([(np.nan, np.nan) if p is None else p for p in places], np.float32)
-        return QuestionBatch(
-            images[torch.as_tensor(rows)],
-            [q for q, _ in asked],
-            [a for _, a in asked],
-            torch.from_numpy(points),
-        )
+        return [_batch(images, turns, rows[i : i + 64], picks[i : i + 64]) for i in range(0, len(rows), 64)]
 
     def observe(self, step: int, metrics: dict[str, float]) -> None:
         """Does not react."""
@@ -168,3 +159,14 @@ def _stack(conversations: Sequence[Conversation]) -> _Stacked:
         raise ConfigError("VisualQuestions takes one picture per conversation, all of one size")
     images = torch.from_numpy(np.stack([c.images[0] for c in conversations]))
     return images, [c.turns for c in conversations]
+
+
+def _batch(
+    images: Tensor, turns: list[_Turns], rows: Any, picks: Sequence[int], places: Sequence[Place | None] = ()
+) -> QuestionBatch:
+    asked = [turns[row][pick] for row, pick in zip(rows, picks, strict=True)]
+    points = torch.full((len(asked), 2), float("nan"))
+    for row, place in enumerate(places):
+        if place is not None:
+            points[row] = torch.tensor(place)
+    return QuestionBatch(images[torch.as_tensor(rows)], [q for q, _ in asked], [a for _, a in asked], points)

@@ -7,7 +7,7 @@ then rows from the top, in hundredths of the picture.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,38 +16,59 @@ from vla_agents.envs.tabletop.scene import COLOURS
 from vla_agents.envs.tabletop.tasks import FAMILIES
 from vla_agents.envs.tabletop.world import World
 
+TABLE = 0.15  # m from the middle to where blocks lie at most (in the medium setting)
 _NUMBERS = ("0", "1", "2", "3", "4", "5", "6")
 
 
 def locate(world: World, camera: str = "front") -> dict[str, np.ndarray]:
     """Where things are in a camera's picture: name -> (column, row), each in [0, 1) where the thing is in view."""
+    return {name: _project(world, camera, point) for name, point in _points(world).items()}
+
+
+def _points(world: World) -> dict[str, np.ndarray]:
+    """Name -> centre of the thing, metres, world frame (3,)."""
     points = {f"{colour} block": world.position(colour) for colour in world.blocks}
     points |= {f"{colour} pad": np.array([x, y, 0.0]) for colour, (x, y) in world.layout.pads.items()}
     points["gripper"] = world.eef_position
-    return {name: _project(world, camera, point) for name, point in points.items()}
+    return points
 
 
-def questions(world: World, camera: str = "front") -> list[tuple[str, str]]:
+class Question(NamedTuple):
+    """A question about a picture.
+
+    Args:
+        text: What is asked.
+        answer: The answer in words.
+        place: Where on the table the thing is that the answer names, (x, y) in units of half the table, so within
+            [-1, 1]; None where the answer names no place. For a model that points instead of speaking.
+    """
+
+    text: str
+    answer: str
+    place: tuple[float, float] | None = None
+
+
+def questions(world: World, camera: str = "front") -> list[Question]:
     """Every question there is about the present scene, with its answer."""
     places = {name: uv for name, uv in locate(world, camera).items() if (uv >= 0).all() and (uv < 1).all()}
-    asked = [(where_is(name), point_text(uv)) for name, uv in places.items()]
+    tables = {
+        name: (float(point[0]) / TABLE, float(point[1]) / TABLE) for name, point in _points(world).items()
+    }
+    asked = [Question(where_is(name), point_text(uv), tables[name]) for name, uv in places.items()]
     # An order is answered with the place where to grasp, as affordance data do it (RoboPoint: Yuan et al. 2024).
-    asked += [
-        (FAMILIES["lift"].say(0, colour, ""), point_text(places[f"{colour} block"]))
-        for colour in world.blocks
-        if f"{colour} block" in places
-    ]
-    asked += [
-        (f"is there a {colour} block?", "yes" if f"{colour} block" in places else "no") for colour in COLOURS
-    ]
     blocks = [colour for colour in world.blocks if f"{colour} block" in places]
-    asked.append(("how many blocks are there?", _NUMBERS[len(blocks)]))
+    for colour in blocks:
+        name = f"{colour} block"
+        asked.append(Question(FAMILIES["lift"].say(0, colour, ""), point_text(places[name]), tables[name]))
+    for colour in COLOURS:
+        asked.append(Question(f"is there a {colour} block?", "yes" if colour in blocks else "no"))
+    asked.append(Question("how many blocks are there?", _NUMBERS[len(blocks)]))
     if "gripper" in places and len(blocks) > 1:
         gripper = world.eef_position[:2]
         gaps = {colour: float(np.linalg.norm(world.position(colour)[:2] - gripper)) for colour in blocks}
         first, second = sorted(gaps, key=gaps.__getitem__)[:2]
         if gaps[second] - gaps[first] > 0.02:  # a tie has no answer
-            asked.append(("which block is nearest to the gripper?", first))
+            asked.append(Question("which block is nearest to the gripper?", first))
     return asked
 
 
@@ -72,7 +93,7 @@ def parse_point(text: str) -> np.ndarray | None:
 
 def ask_about_scenes(
     count: int, seed: int, *, moving: float = 0.5, camera: str = "front", **env_args: Any
-) -> Iterator[tuple[np.ndarray, list[tuple[str, str]]]]:
+) -> Iterator[tuple[np.ndarray, list[Question]]]:
     """`count` pictures, uint8 (H, W, 3), each with all its questions and answers.
 
     Args:
