@@ -22,7 +22,7 @@ from vla_agents.envs import make_env, make_vec
 from vla_agents.errors import ConfigError
 from vla_agents.eval import page as page_module
 from vla_agents.eval import video as video_module
-from vla_agents.eval.charts import histogram, lines, success_bars
+from vla_agents.eval.charts import _short, histogram, lines, success_bars
 from vla_agents.eval.evaluate import evaluate
 from vla_agents.eval.page import Section, read_metrics, write_page
 from vla_agents.eval.report import EvalReport
@@ -167,6 +167,20 @@ def test_bars_have_the_length_of_the_rate() -> None:
     widths = [float(bar.get("width", "")) for bar in root.findall(".//rect[@class='ok']")]
     assert widths == pytest.approx([0.75 * track, 0.0], abs=0.06)
     assert "a < b: 75.0 % (3/4), 95 % interval 30.0 - 95.0 %" in [t.text for t in root.iter("title")]
+
+
+def test_long_labels_keep_what_tells_them_apart() -> None:
+    names = ["pick_up_the_milk_and_place_it_in_the_basket", "pick_up_the_ketchup_and_place_it_in_the_basket"]
+    shown = [
+        t.text
+        for t in svg(success_bars([(n, 1, 1, 0.2, 1.0) for n in names])).findall(".//text[@class='label']")
+    ]
+    assert shown[::2] == ["milk", "ketchup"]
+    alone = svg(success_bars([(names[0], 1, 1, 0.2, 1.0)])).find(".//text[@class='label']")
+    assert alone is not None and alone.text == "pick_up_the_milk_an…"
+    same = svg(success_bars([(names[0], 1, 1, 0.2, 1.0)] * 2))
+    assert len(same.findall(".//rect[@class='ok']")) == 2
+    assert _short(["put_the_red_block_on_it", "put_the_ring_on_it"], 8) == ["red_blo…", "ring"], "whole words"
 
 
 def test_histogram_counts() -> None:

@@ -24,6 +24,7 @@ def success_bars(rows: Sequence[tuple[str, int, int, float, float]]) -> str:
     left, right, pitch = 140, 134, 28
     span = WIDTH - left - right
     parts = []
+    short = _short([label for label, *_ in rows], 20)
     for index, (label, successes, episodes, low, high) in enumerate(rows):
         middle = index * pitch + pitch / 2
         share = successes / episodes if episodes else 0.0
@@ -31,7 +32,7 @@ def success_bars(rows: Sequence[tuple[str, int, int, float, float]]) -> str:
         hint = f"{label}: {text}, 95 % interval {100 * low:.1f} - {100 * high:.1f} %"
         parts.append(
             f"<g><title>{escape(hint)}</title>"
-            f"{_text('label', left - 10, middle + 4, _short(label, 20), 'end')}"
+            f"{_text('label', left - 10, middle + 4, short[index], 'end')}"
             f'<rect class="track" x="{left}" y="{middle - 8:.1f}" width="{span}" height="16" rx="3"/>'
             f'<rect class="ok" x="{left}" y="{middle - 8:.1f}" width="{span * share:.1f}" height="16" '
             f'rx="3"/>'
@@ -187,5 +188,19 @@ def _text(kind: str, x: float, y: float, text: str, anchor: str = "start") -> st
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _short(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 1] + "…"
+def _short(labels: Sequence[str], length: int) -> list[str]:
+    """Long labels without the words they share at both ends (LIBERO's tasks differ in the middle)."""
+    texts = list(labels)
+    if len(labels) > 1 and max(map(len, labels)) > length:
+        start = _common(labels)
+        end = _common([label[:start:-1] for label in labels])
+        cut = [label[start : len(label) - end] for label in labels]
+        texts = cut if all(cut) else texts
+    return [text if len(text) <= length else text[: length - 1] + "…" for text in texts]
+
+
+def _common(texts: Sequence[str]) -> int:
+    """Length of the whole words that all texts begin with."""
+    first, last = min(texts), max(texts)
+    same = next((k for k, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), len(first))
+    return max((k + 1 for k in range(same) if first[k] in "_ "), default=0)

@@ -131,7 +131,7 @@ class EvalReport:
         table = Table(
             title=title or None, title_justify="left", caption=self.summary(), caption_justify="left"
         )
-        table.add_column("task")
+        table.add_column("task", overflow="fold")
         for name in ("success", "95 % interval", "episodes", "steps"):
             table.add_column(name, justify="right")
         tasks = self.tasks
