@@ -158,6 +158,14 @@ def test_metadata():
     assert "Apache License" in (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
+def test_every_data_file_is_in_the_wheel():
+    config = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    packed = {path for pattern in config["package-data"]["vla_agents"] for path in PACKAGE.glob(pattern)}
+    code = {".py", ".pyc"}
+    data = {path for path in PACKAGE.rglob("*") if path.is_file() and path.suffix not in code}
+    assert data <= packed, sorted(map(str, data - packed))
+
+
 def test_the_lock_file_fits_the_ranges_of_the_package():
     pins = {}
     for line in (ROOT / "requirements.lock").read_text(encoding="utf-8").splitlines():
