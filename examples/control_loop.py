@@ -1,4 +1,4 @@
-"""The control loop: a trained policy in an env. Run it after `vla-agents demo`: python examples/control_loop.py runs/demo/train"""
+"""The control loop: a trained policy in an env. After `vla-agents demo`: python examples/control_loop.py runs/demo/train"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A strategy of your own in one file: only the episodes' beginnings first, then everything. Run it: python examples/my_strategy.py
+"""A strategy of your own in one file: the episodes' beginnings first, then everything. python examples/my_strategy.py
 
 A strategy says which batches come next and sees the metrics. This one looks at the validation loss before it moves on.
 """
@@ -25,7 +25,9 @@ from vla_agents.train.trainer import Trainer
 class BeginningsFirst:
     """Draws from the first `steps` steps of episodes until the validation loss falls below `enough`."""
 
-    def __init__(self, train: WindowDataset, held_out: WindowDataset, steps: int = 4, enough: float = 0.5) -> None:
+    def __init__(
+        self, train: WindowDataset, held_out: WindowDataset, steps: int = 4, enough: float = 0.5
+    ) -> None:
         self._train, self._held_out, self._enough = train, held_out, enough
         self._beginnings = np.flatnonzero(train.step_of < steps)
         self.beginnings_only = True
@@ -57,9 +59,13 @@ def main() -> None:
             "qwen_oft", QwenOFTConfig(horizon=4, execute=4), windows.embodiment, fit_normalizers(windows, {})
         )
         strategy = BeginningsFirst(train, held_out)
-        config = TrainConfig(out=f"{folder}/run", steps=40, validate_every=10, device="cpu", tensorboard=False)
+        config = TrainConfig(
+            out=f"{folder}/run", steps=40, validate_every=10, device="cpu", tensorboard=False
+        )
         result = Trainer(policy, strategy, config).fit()
-        print(f"validation loss {result.metrics['val_loss']:.3f}; beginnings only: {strategy.beginnings_only}")
+        print(
+            f"validation loss {result.metrics['val_loss']:.3f}; beginnings only: {strategy.beginnings_only}"
+        )
 
 
 if __name__ == "__main__":

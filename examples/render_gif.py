@@ -17,7 +17,7 @@ def main(checkpoint: str, out: str, episodes: int = 6, side: int = 288) -> None:
     frames: list[np.ndarray] = []
     with vla_agents.load_agent(checkpoint, env=env) as agent:
         for seed in range(9_000, 9_000 + episodes):
-            obs, _ = env.reset(seed=seed)
+            obs, info = env.reset(seed=seed)
             agent.reset()
             done, step = False, 0
             while True:
