@@ -57,7 +57,9 @@ def test_every_flag_is_explained(command: str, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("command", sorted(set(CONFIGS) - {"info"}))
-def test_unknown_flags_are_refused_with_a_suggestion(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_flags_are_refused_with_a_suggestion(
+    command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as done:
         cli.main([command, "--out", "x", "--sede", "3"])
     assert done.value.code == 2
@@ -89,7 +91,10 @@ def test_from_an_empty_folder_to_an_agent(tmp_path: Path, capsys: pytest.Capture
     """collect, train, eval, info, and the control loop: tiny, but every file is the real one."""
     data, run, report = tmp_path / "data", tmp_path / "run", tmp_path / "eval"
     env = ["task=lift", "image_size=32", "cameras=[front, wrist]"]
-    assert cli.main(["collect", "--out", str(data), "--episodes", "6", "--noise", "0.2", "--env-args", *env]) == 0
+    assert (
+        cli.main(["collect", "--out", str(data), "--episodes", "6", "--noise", "0.2", "--env-args", *env])
+        == 0
+    )
     train = ["train", "--dataset", str(data), "--out", str(run), "--model.vlm", str(vlm_folder())]
     short = ["--steps", "4", "--batch-size", "8", "--device", "cpu", "--validation-share", "0.2"]
     closed = ["--env", "vla_agents/Tabletop-v0", "--eval-episodes", "2", "--env-args", *env]
@@ -98,7 +103,19 @@ def test_from_an_empty_folder_to_an_agent(tmp_path: Path, capsys: pytest.Capture
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert {"loss", "val_loss", "success"} <= set().union(*lines)
 
-    play = ["eval", "--agent", str(run), "--episodes", "2", "--num-envs", "2", "--videos", "1", "--out", str(report)]
+    play = [
+        "eval",
+        "--agent",
+        str(run),
+        "--episodes",
+        "2",
+        "--num-envs",
+        "2",
+        "--videos",
+        "1",
+        "--out",
+        str(report),
+    ]
     assert cli.main([*play, "--env-args", *env, "max_steps=5"]) == 0
     assert json.loads((report / "results.json").read_text())["episodes"][0]["steps"] == 5
     assert (report / "report.html").stat().st_size > 10_000 and list((report / "videos").glob("*.mp4"))
@@ -110,7 +127,9 @@ def test_from_an_empty_folder_to_an_agent(tmp_path: Path, capsys: pytest.Capture
 
     again = ["train", "--config", str(run / "run.yaml"), "--out", str(tmp_path / "again")]
     assert cli.main(again) == 0
-    first, second = (np.fromfile(p / "best" / "model.safetensors", np.uint8) for p in (run, tmp_path / "again"))
+    first, second = (
+        np.fromfile(p / "best" / "model.safetensors", np.uint8) for p in (run, tmp_path / "again")
+    )
     np.testing.assert_array_equal(first, second)
 
     import gymnasium as gym

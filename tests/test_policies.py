@@ -299,4 +299,6 @@ def test_auto_processor_reads_the_folder_and_agrees(backbone: QwenVLBackbone) ->
     assert stock["image_grid_thw"].tolist() == ours["image_grid_thw"].tolist()
     with torch.no_grad():
         hidden = backbone.vlm.model(**stock).last_hidden_state
-    torch.testing.assert_close(hidden, backbone.encode([view], ["pick up the red block"]).hidden, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        hidden, backbone.encode([view], ["pick up the red block"]).hidden, atol=1e-5, rtol=1e-4
+    )

@@ -39,7 +39,9 @@ def save_conversations(folder: str | Path, conversations: Sequence[Conversation]
 
     folder = Path(folder)
     if (folder / "conversations.json").exists():
-        raise DatasetExistsError(folder, "conversations are here already", "choose another folder or remove this one")
+        raise DatasetExistsError(
+            folder, "conversations are here already", "choose another folder or remove this one"
+        )
     (folder / "images").mkdir(parents=True, exist_ok=True)
     names: dict[int, str] = {}
     entries = []
@@ -72,7 +74,9 @@ def load_conversations(path: str | Path) -> list[Conversation]:
     path = Path(path)
     file = path / "conversations.json" if path.is_dir() else path
     if not file.is_file():
-        raise DatasetNotFoundError(file, "no such file", "give a QwenVL conversations JSON or a folder that holds one")
+        raise DatasetNotFoundError(
+            file, "no such file", "give a QwenVL conversations JSON or a folder that holds one"
+        )
     try:
         entries = json.loads(file.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
@@ -89,7 +93,9 @@ def _parse(file: Path, number: int, entry: dict) -> Conversation:
     except (KeyError, TypeError, AttributeError) as error:
         raise DatasetError(file, f"entry {number} is malformed ({error!r})") from error
     if not values or speakers != ["human", "gpt"] * (len(values) // 2):
-        raise DatasetError(file, f"entry {number}: turns must go human, gpt, human, gpt, ...; found {speakers}")
+        raise DatasetError(
+            file, f"entry {number}: turns must go human, gpt, human, gpt, ...; found {speakers}"
+        )
     turns = tuple(zip(values[::2], values[1::2], strict=True))
     return Conversation(tuple(_picture(file, number, name) for name in paths), turns)
 
