@@ -55,7 +55,7 @@ class DemoConfig:
     """Write the figures to this file too."""
     demonstrations: int = 1500
     """Episodes of the scripted expert to learn from."""
-    steps: int = 900
+    steps: int = 1000
     """Gradient steps."""
     from_scratch: bool = False
     """Do not take the tiny pretrained VLM that ships with us but pretrain one now (some fifteen minutes more)."""
