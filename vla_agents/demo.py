@@ -58,7 +58,7 @@ class DemoConfig:
     steps: int = 1000
     """Gradient steps."""
     from_scratch: bool = False
-    """Do not take the tiny pretrained VLM that ships with us but pretrain one now (some fifteen minutes more)."""
+    """Do not take the tiny pretrained VLM that ships with us but pretrain one now (some six minutes more)."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
 
