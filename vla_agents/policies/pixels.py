@@ -1,8 +1,8 @@
 """From pictures to the patches a Qwen-VL reads, as tensors: equal to the Hugging Face processors to the bit.
 
 A picture whose size is already a multiple of patch * merge within the pixel budget is only cut; others are resized first.
-`transformers` has two processors, which differ in the last bit of that resize: one with torchvision ("...Fast", named by the
-released Qwen3-VL in `preprocessor_config.json`) and one with Pillow. `ImageSettings.resize` says which.
+`transformers` has two processors, which differ in the last bit of that resize: one with torchvision ("...Fast", named by
+the released Qwen3-VL in `preprocessor_config.json`) and one with Pillow. `ImageSettings.resize` says which.
 """
 
 from __future__ import annotations
