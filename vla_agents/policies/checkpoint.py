@@ -27,7 +27,14 @@ from vla_agents.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-POLICIES = Registry("policy", {"qwen_oft": "vla_agents.policies.qwen_oft:QwenOFT"})
+POLICIES = Registry(
+    "policy",
+    {
+        "qwen_gr00t": "vla_agents.policies.qwen_gr00t:QwenGR00T",
+        "qwen_oft": "vla_agents.policies.qwen_oft:QwenOFT",
+        "qwen_pi": "vla_agents.policies.qwen_pi:QwenPI",
+    },
+)
 FORMAT = 1
 FILES = ("model.safetensors", "policy.yaml", "embodiment.json", "stats.json")
 
