@@ -40,6 +40,7 @@ class PlainFast:
         self.bpe = PreTrainedTokenizerFast(tokenizer_object=bpe, clean_up_tokenization_spaces=False)
 
     def encode(self, chunks: np.ndarray) -> list[list[int]]:
+        """(B, T, D) -> B token lists."""
         tokens = []
         for row in np.around(dct(chunks, axis=1, norm="ortho") * self.scale):
             codes = np.maximum(row.flatten() - self.min_token, 0).astype(int)
@@ -47,6 +48,7 @@ class PlainFast:
         return tokens
 
     def decode(self, tokens: list[list[int]], steps: int, dims: int) -> np.ndarray:
+        """B token lists -> (B, T, D)."""
         chunks = []
         for row in tokens:
             codes = np.array(list(map(ord, self.bpe.decode(row)))) + self.min_token

@@ -122,6 +122,23 @@ class QwenVLBackbone(nn.Module):
             )
         return int(ids[0])
 
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Make texts single tokens, those that are not yet; the embeddings grow by random rows where needed.
+
+        Returns:
+            Their ids.
+        """
+        vocabulary = self.tokenizer.get_vocab()
+        missing = [token for token in tokens if token not in vocabulary]
+        if missing:
+            from transformers import AddedToken
+
+            self.tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
+            if len(self.tokenizer) > self.vlm.get_input_embeddings().num_embeddings:
+                self.vlm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+            self._prompts.clear()
+        return [int(number) for number in self.tokenizer.convert_tokens_to_ids(list(tokens))]
+
     def save_assets(self, folder: str | Path) -> None:
         """Config, tokenizer and pixel settings (no weights): what `from_config` reads."""
         folder = Path(folder)
