@@ -83,21 +83,6 @@ def load_starvla(
     return policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def convert(
-    path: str | Path, out: str | Path, options: StarVLAOptions, *, embodiment: Embodiment | None = None
-) -> Path:
-    """Write a StarVLA checkpoint in our format; it loads again with the same numbers, without any option."""
-    from vla_agents.policies.checkpoint import save_policy
-
-    policy = load_starvla(path, options, embodiment=embodiment, device="cpu")
-    given = {key: value for key, value in dataclasses.asdict(options).items() if value is not None}
-    return save_policy(policy, out, extra={"starvla": {"path": str(path)} | _plain(given)})
-
-
-def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
-
-
 def _framework(run: StarVLARun, options: StarVLAOptions, weights: Mapping[str, Tensor]) -> str:
     """The one asked for, else the config's; `CheckpointError` where the weights look like another."""
     wanted = options.framework or run.framework
@@ -186,6 +171,6 @@ def _backbone(options: StarVLAOptions, qwen3: bool) -> QwenVLBackbone:
             f"this is a {kind}, the checkpoint was trained from a {'Qwen3-VL' if qwen3 else 'Qwen2.5-VL'}",
             "give vlm= the model named by framework.qwenvl.base_vlm in its config.yaml",
         )
-    resize = "torch" if qwen3 else "pillow"
-    backbone.image_settings = dataclasses.replace(backbone.image_settings, resize=resize)
+    settings = backbone.image_settings
+    backbone.image_settings = dataclasses.replace(settings, resize="torch" if qwen3 else "pillow")
     return backbone

@@ -141,4 +141,4 @@ def _pi(run: StarVLARun, options: StarVLAOptions, weights: Mapping[str, Tensor])
 
 
 def _fast(run: StarVLARun, options: StarVLAOptions, weights: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {}
+    return {"fast": str(options.fast_tokenizer), "state": "none"}  # StarVLA's FAST is never told the state

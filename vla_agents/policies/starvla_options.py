@@ -69,7 +69,7 @@ def complete(
     Raises:
         ConfigError: Listing what must be given, all of it at once.
     """
-    known = {
+    known: dict[str, Any] = {
         "vlm": options.vlm or _local_vlm(run),
         "unnorm_key": options.unnorm_key or _only(run.statistics),
         "ranges": options.ranges or {"libero": "min_max", "oxe": "q01_q99"}.get(known_family(run.data_mix)),

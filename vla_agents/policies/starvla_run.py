@@ -1,8 +1,8 @@
 """A StarVLA run on disk: its config (old and new key names), its statistics, its weights.
 
-    RUN/config.yaml                       keys that were read while training;  config.full.yaml  all keys
-    RUN/config.yaml                       keys read while training;  config.full.yaml  all keys
-    RUN/dataset_statistics.json           {tag: {"action": {"mean": [...], "q01": [...], "mask": [...]}, "state": {...}}}
+    RUN/config.yaml               keys that were read while training;  config.full.yaml  all keys
+    RUN/dataset_statistics.json   {tag: {"action": {"mean": [...], "q01": [...], "mask": [...]}, "state": {...}}}
+    RUN/checkpoints/steps_N_pytorch_model.pt  or  steps_N_model.safetensors;  or in RUN/final_model/
 
 Weights are read without running code from the file (`weights_only=True`); a pickle that holds code is refused.
 """

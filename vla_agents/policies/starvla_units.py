@@ -119,7 +119,7 @@ def action_normalizer(
         return Normalizer(parts, stats, {"*": "none"})
     gripper = _gripper(parts)
     if convention == "head":
-        modes = {part.name: "none" if part.name == gripper else ranges for part in parts}
+        modes: dict[str, str] = {part.name: "none" if part.name == gripper else ranges for part in parts}
         binary = [gripper] if gripper and ranges == "q01_q99" else []
         return Normalizer(parts, stats, modes, exact=True, binary=binary)
     modes = _masked_modes(parts, action_mask(entry, size), ranges)
@@ -142,7 +142,8 @@ def _gripper(parts: tuple[Part, ...]) -> str:
 
 
 def _masked_modes(parts: tuple[Part, ...], mask: np.ndarray, ranges: Ranges) -> dict[str, str]:
-    modes, start = {}, 0
+    modes: dict[str, str] = {}
+    start = 0
     for part in parts:
         here = mask[start : start + part.size]
         if here.any() != here.all():
