@@ -23,9 +23,9 @@ from torch import Tensor
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
-from vla_agents.policies.heads.flow import FlowHead, FlowSchedule, Guide
-from vla_agents.policies.heads.flow_blocks import ContextKV
-from vla_agents.policies.heads.inpainting import guide_to, pad_prefix, prefix_weights, replace_by
+from vla_agents.policies.heads.flow import FlowHead, Guide
+from vla_agents.policies.heads.flow_schedule import FlowSchedule
+from vla_agents.policies.heads.inpainting import guide_to, pad_prefix, prefix_weights
 from vla_agents.policies.policy import Batch, Policy
 from vla_agents.policies.qwen_vl import QwenVLBackbone
 
@@ -65,7 +65,7 @@ class FlowConfig:
     buckets: int = 1000
     """Number of time buckets the network tells apart."""
     guidance: float = 5.0
-    """Real-time chunking: largest weight of the guidance towards a prefix; 0 replaces the known actions instead (faster)."""
+    """Real-time chunking: largest weight of the pull towards a prefix; 0 for none (faster, less smooth)."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the VLM's weights."""
     head_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -155,6 +155,9 @@ class FlowPolicy(Policy):
     ) -> dict[str, Tensor]:
         """`{"action_flow": ...}`, the mean squared error of the velocity over entries inside the episode.
 
+        Entries past the end of the episode count nothing and are not attended to. Without a mask, as in StarVLA, all
+        entries count.
+
         Args:
             batch: With actions.
             noise: (R * B, H, D) to use in place of random ones; row n belongs to sample n % B.
@@ -170,10 +173,11 @@ class FlowPolicy(Policy):
         if noise is None:
             noise = torch.randn(len(time), *action.shape[1:], generator=generator).to(action.device)
         contexts, mask = self.encode(batch)
+        valid = None if batch.mask is None else batch.mask.repeat(len(noise) // len(batch), 1)
         error = self.head.errors(
-            action, noise, time, self.head_state(batch), contexts, mask, self.schedule.bucket(time)
+            action, noise, time, self.head_state(batch), contexts, mask, self.schedule.bucket(time), valid
         ).mean(-1)  # (R * B, H)
-        weight = torch.ones_like(error) if batch.mask is None else batch.mask.float().repeat(self.repeats, 1)
+        weight = torch.ones_like(error) if valid is None else valid.float()
         return {"action_flow": (error * weight).sum() / weight.sum().clamp(min=1)}
 
     # ---- acting -------------------------------------------------------------------------------------------
@@ -222,19 +226,16 @@ class FlowPolicy(Policy):
         known = prefix.shape[1]
         weights = prefix_weights(known, committed, self.horizon).to(noise.device)
         target = pad_prefix(prefix, self.horizon)
-        if self.config.guidance:
-            return guide_to(target, weights, self.config.guidance)
-        return replace_by(target, committed, noise)
+        return guide_to(target, weights, committed, noise, self.config.guidance)
 
     def normalized_actions(self, batch: Batch, noise: Tensor, guide: Guide | None = None) -> Tensor:
         """Chunks in normalised units, float32 (B, H, D), from given noise; without a gradient when guided."""
-        plain = nullcontext() if guide is None else torch.inference_mode(False)
-        with plain, torch.no_grad() if guide is not None else nullcontext():
+        guided = guide is not None  # then a gradient with respect to x_t is taken, within
+        with (
+            torch.inference_mode(False) if guided else nullcontext(),
+            torch.no_grad() if guided else nullcontext(),
+        ):
             contexts, mask = self.encode(batch)
-            kv = self.context_kv(contexts, mask)
+            kv = self.head.project(contexts, mask)
             conditioning = self.head.step_conditioning(self.schedule, self.config.steps)
             return self.head.sample(noise, conditioning, self.head_state(batch), kv, guide)
-
-    def context_kv(self, contexts: Sequence[Tensor], mask: Tensor | None) -> list[ContextKV | None]:
-        """Keys and values of the contexts for each block: once per prediction."""
-        return self.head.project(contexts, mask)

@@ -9,10 +9,10 @@ system 2 as in StarVLA.
       -> DiT: 16 blocks, even ones attend to the hidden states, odd ones to the tokens    (B, 1 + 32 + H, W)
       -> modulated norm, projection, MLP                                  (B, H, D) velocity
 
-Time: t = 0 is noise, t = 1 the action; x_t = (1 - t) noise + t action; Euler steps from noise. Loss: |v - (action - noise)|²
-in normalised units, a mean over the entries inside the episode and over `repeats` noises and times for each sample.
-In contrast to Qwen-PI: one context for all blocks, times are kept at or above 0, and the output goes through a last norm and
-projection.
+Time: t = 0 is noise, t = 1 the action; x_t = (1 - t) noise + t action; Euler steps from noise.
+Loss: |v - (action - noise)|² in normalised units, a mean over the entries inside the episode and over `repeats` noises and
+times for each sample. In contrast to Qwen-PI: one context for all blocks, times are kept at or above 0, and the output goes
+through a last norm and projection. (StarVLA's loss is the same without the mask at the episode's end.)
 """
 
 from __future__ import annotations

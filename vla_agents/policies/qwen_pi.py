@@ -10,12 +10,13 @@ layers of a Qwen-VL as in StarVLA.
       -> MLP                                                              (B, H, D) velocity
 
 Semantics of the same weights: `interleaved` (odd blocks attend to the tokens instead of their layer) and `cross_only` (all
-blocks read their layer). In `interleaved` mode layers that only odd blocks would read are not kept, and deeper ones than the
-last one read are not run.
+blocks read their layer). In `interleaved` mode layers that only odd blocks would read are not kept, and deeper ones than
+the last one read are not run.
 
-Time: t = 0 is noise, t = 1 the action; x_t = (1 - t) noise + t action; Euler steps from noise. Loss: |v - (action - noise)|²
-in normalised units, a mean over the entries inside the episode and over `repeats` noises and times for each sample.
-In contrast to Qwen-GR00T: one context per block, times may lie 0.001 below 0, and the action MLP reads the tokens directly.
+Time: t = 0 is noise, t = 1 the action; x_t = (1 - t) noise + t action; Euler steps from noise.
+Loss: |v - (action - noise)|² in normalised units, a mean over the entries inside the episode and over `repeats` noises and
+times for each sample. In contrast to Qwen-GR00T: one context per block, times may lie 0.001 below 0, the action MLP reads
+the tokens directly. (StarVLA's loss is the same without the mask at the episode's end.)
 """
 
 from __future__ import annotations

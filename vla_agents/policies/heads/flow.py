@@ -29,43 +29,10 @@ from torch.nn import functional as F
 
 from vla_agents.errors import ConfigError
 from vla_agents.policies.heads.flow_blocks import MLP, ActionEncoder, Block, ContextKV, TimestepEncoder
+from vla_agents.policies.heads.flow_schedule import FlowSchedule
 
 Guide = Callable[[Tensor, float, Callable[[Tensor], Tensor]], Tensor]
 """(x_t, t, velocity function) -> the velocity to follow; see `inpainting`."""
-
-
-@dataclass(frozen=True)
-class FlowSchedule:
-    """How times are drawn and buckets counted.
-
-    Args:
-        alpha: Of the Beta distribution.
-        beta: Of the Beta distribution.
-        s: Largest noise share; t = (s - β) / s.
-        buckets: Number of time buckets.
-    """
-
-    alpha: float = 1.5
-    beta: float = 1.0
-    s: float = 0.999
-    buckets: int = 1000
-
-    def sample(self, count: int, generator: torch.Generator | None = None) -> Tensor:
-        """(count,) float32 times on the CPU, at most 1 and never below 1 - 1/s (about -0.001).
-
-        A Beta(a, b) variable is G_a / (G_a + G_b) of two Gamma variables.
-        """
-        shapes = torch.tensor([self.alpha, self.beta]).expand(count, 2)
-        gamma = torch._standard_gamma(shapes, generator)
-        return (self.s - gamma[:, 0] / gamma.sum(1)) / self.s
-
-    def bucket(self, time: Tensor) -> Tensor:
-        """(N,) times -> (N,) int64, towards zero."""
-        return (time * self.buckets).long()
-
-    def step_buckets(self, steps: int) -> Tensor:
-        """(steps,) buckets of the Euler steps."""
-        return torch.tensor([int(step / steps * self.buckets) for step in range(steps)])
 
 
 @dataclass(frozen=True)
@@ -241,6 +208,7 @@ class FlowHead(nn.Module):
         conditioning: Conditioning,
         tokens: Tensor | None,
         kv: Sequence[ContextKV | None],
+        visible: Tensor | None = None,
     ) -> Tensor:
         """v at x_t, (N, H, D) -> (N, H, D).
 
@@ -249,6 +217,7 @@ class FlowHead(nn.Module):
             conditioning: Of N times, or of one for all.
             tokens: From `static_tokens`.
             kv: From `project`.
+            visible: bool (N, H), False for actions that the others must not see; None where they see all.
         """
         horizon = x.shape[1]
         hidden = self.action_encoder(x.to(self.action_encoder.layer1.weight.dtype), conditioning.action_bias)
@@ -256,10 +225,12 @@ class FlowHead(nn.Module):
             hidden = hidden + self.position_embedding.weight[:horizon]
         if tokens is not None:
             hidden = torch.cat([tokens, hidden], 1)
+            if visible is not None:
+                visible = F.pad(visible, (tokens.shape[1], 0), value=True)
         last = self.shape.depth - 1
         for index, block in enumerate(self.model.transformer_blocks):
             tail = horizon if index == last else 0
-            hidden = block(hidden, conditioning.blocks[index], kv[index], tail)
+            hidden = block(hidden, conditioning.blocks[index], kv[index], tail, visible)
         return self.action_decoder(self.read_out(hidden, conditioning)).to(x.dtype)
 
     def errors(
@@ -271,6 +242,7 @@ class FlowHead(nn.Module):
         contexts: Sequence[Tensor],
         mask: Tensor | None,
         buckets: Tensor,
+        valid: Tensor | None = None,
     ) -> Tensor:
         """Squared errors of the velocity, (N, H, D): the training loss before its mean.
 
@@ -282,13 +254,14 @@ class FlowHead(nn.Module):
             contexts: See `project`.
             mask: See `project`.
             buckets: (N,) of `time`.
+            valid: bool (N, H), False past the end of an episode: the other actions do not see these.
         """
         action = action.repeat(len(noise) // len(action), 1, 1)
         share = time[:, None, None]
         x = (1 - share) * noise + share * action
         kv = self.project(contexts, mask)
         tokens = self.static_tokens(state, len(noise))
-        return (self.velocity(x, self.condition(buckets), tokens, kv) - (action - noise)) ** 2
+        return (self.velocity(x, self.condition(buckets), tokens, kv, valid) - (action - noise)) ** 2
 
     def sample(
         self,

@@ -132,14 +132,16 @@ class Attention(nn.Module):
             mask = mask[:, None, None]
         return ContextKV(self._split(self.to_k(context)), self._split(self.to_v(context)), mask)
 
-    def forward(self, query: Tensor, tokens: Tensor, kv: ContextKV | None) -> Tensor:
-        """(N, Q, W) queries; keys and values of `tokens` (N, T, W), or of `kv` where given."""
+    def forward(
+        self, query: Tensor, tokens: Tensor, kv: ContextKV | None, visible: Tensor | None = None
+    ) -> Tensor:
+        """(N, Q, W) queries; keys and values of `tokens` (N, T, W), those `visible` (N, T), or of `kv` where given."""
         n, q, width = query.shape
         queries = self._split(self.to_q(query))  # (N, h, Q, d)
         if kv is None:
-            x = F.scaled_dot_product_attention(
-                queries, self._split(self.to_k(tokens)), self._split(self.to_v(tokens))
-            )
+            mask = None if visible is None else visible[:, None, None]
+            key, value = self._split(self.to_k(tokens)), self._split(self.to_v(tokens))
+            x = F.scaled_dot_product_attention(queries, key, value, attn_mask=mask)
         else:  # the R samples of one context ask it together: no copies of keys and values
             b, d = len(kv.key), width // self.heads
             repeats = n // b
@@ -216,9 +218,17 @@ class Block(nn.Module):
         self.ff = FeedForward(width, dropout)
 
     def forward(
-        self, x: Tensor, modulation: tuple[Tensor, Tensor], kv: ContextKV | None, tail: int = 0
+        self,
+        x: Tensor,
+        modulation: tuple[Tensor, Tensor],
+        kv: ContextKV | None,
+        tail: int = 0,
+        visible: Tensor | None = None,
     ) -> Tensor:
-        """(N, T, W) -> (N, T, W), or the last `tail` tokens of it, the others being computed no further."""
+        """(N, T, W) -> (N, T, W), or the last `tail` tokens of it, the others being computed no further.
+
+        Tokens that are not `visible`, bool (N, T), are not attended to.
+        """
         normed = self.norm1(x, modulation)
-        x = x[:, -tail:] + self.final_dropout(self.attn1(normed[:, -tail:], normed, kv))
+        x = x[:, -tail:] + self.final_dropout(self.attn1(normed[:, -tail:], normed, kv, visible))
         return x + self.ff(F.layer_norm(x, x.shape[-1:], eps=1e-5))

@@ -12,8 +12,11 @@ guidance, Song et al. 2023; Pokle et al. 2023):
 W_i = 1 for the committed actions i < d; for later known ones, which only pull, with c = (P - i) / (P - d + 1):
 W_i = c (e^c - 1) / (e - 1); 0 from P on, where nothing is known.
 
-Replacement (weight β = 0; "inpainting" as in RePaint, Lugmayr et al. 2022): at every step the known entries are put on
-their own path (1 - t) noise + t Y. No gradient, so faster; the rest follows only through self-attention.
+Replacement ("inpainting" as in RePaint, Lugmayr et al. 2022). The committed actions stay on their own straight path
+(1 - t) noise + t Y and arrive at Y exactly; what follows them hears of it through self-attention.
+
+Both are done together: each alone continues the prefix less well (docs/flow.md has numbers). With β = 0 only the
+replacement is left, which needs no gradient.
 """
 
 from __future__ import annotations
@@ -53,10 +56,21 @@ def pad_prefix(prefix: Tensor, horizon: int) -> Tensor:
     return torch.nn.functional.pad(prefix, (0, 0, 0, horizon - prefix.shape[1]))
 
 
-def guide_to(target: Tensor, weights: Tensor, strength: float) -> Guide:
-    """Guidance towards `target` (B, H, D) with `weights` (H,) and β = `strength`."""
+def guide_to(target: Tensor, weights: Tensor, committed: int, noise: Tensor, strength: float) -> Guide:
+    """The velocity of a chunk that goes on from known actions.
+
+    Args:
+        target: (B, H, D) normalised, known where `weights` are not 0.
+        weights: (H,) from `prefix_weights`.
+        committed: d; the first d actions of the result are those of `target`.
+        noise: (B, H, D) the chunk starts from.
+        strength: β; 0 for replacement alone.
+    """
+    path = (target - noise)[:, :committed]
 
     def guide(x: Tensor, t: float, velocity: Callable[[Tensor], Tensor]) -> Tensor:
+        if not strength:
+            return torch.cat([path, velocity(x)[:, committed:]], 1)
         with torch.inference_mode(False), torch.enable_grad():
             x = x.detach().clone().requires_grad_()
             v = velocity(x)
@@ -65,17 +79,6 @@ def guide_to(target: Tensor, weights: Tensor, strength: float) -> Guide:
             (pull,) = torch.autograd.grad(final, x, error)
         r2 = (1 - t) ** 2 / (t**2 + (1 - t) ** 2)
         weight = strength if t == 0 else min(strength, (1 - t) / (t * r2))
-        return v.detach() + weight * pull
-
-    return guide
-
-
-def replace_by(target: Tensor, known: int, noise: Tensor) -> Guide:
-    """The first `known` actions on their straight path from `noise` to `target` (B, H, D each)."""
-
-    def guide(x: Tensor, t: float, velocity: Callable[[Tensor], Tensor]) -> Tensor:
-        # x starts as the noise and follows target - noise there: it is on the path already.
-        v = velocity(x)
-        return torch.cat([(target - noise)[:, :known], v[:, known:]], 1)
+        return torch.cat([path, (v.detach() + weight * pull)[:, committed:]], 1)
 
     return guide
