@@ -39,7 +39,7 @@ _FAST_NAMES = ("fast_tokenizer", "_fast_tiny", "fast")
 
 @dataclass(frozen=True)
 class CheckConfig:
-    """Compare our computation with StarVLA's on a folder of its inputs and outputs; exit status 1 where a bound is exceeded."""
+    """Compare our numbers with StarVLA's on a folder of its inputs and outputs; exit status 1 where a bound is exceeded."""
 
     fixture: Positional[str]
     """Folder with run/, inputs/, outputs.npz and meta.json."""
@@ -48,7 +48,7 @@ class CheckConfig:
     framework: str | None = None
     """qwen_fast, qwen_oft, qwen_pi or qwen_gr00t; by default what run/config.yaml says."""
     final_norm: bool | None = None
-    """Qwen3-VL: whether the head saw the last layer after the final norm; by default false, as StarVLA's transformers 4.57."""
+    """Qwen3-VL: whether the head saw the last layer after the final norm; by default false, as with transformers 4.57."""
     pi_semantics: Literal["interleaved", "cross_only"] | None = None
     """Qwen-PI; by default what StarVLA of 2026 does with run/config.yaml."""
     fast_tokenizer: str | None = None
@@ -64,12 +64,14 @@ class Row:
         error: The largest difference; of ids the number of entries that differ.
         bound: What it must not exceed.
         note: How it was measured.
+        place: Where the largest error is, if that has a name.
     """
 
     name: str
     error: float
     bound: float
     note: str = ""
+    place: str = ""
 
     @property
     def passed(self) -> bool:
@@ -164,7 +166,7 @@ class Check:
         if self.framework == "qwen_oft":
             with torch.no_grad():
                 cut = self.policy.predict_action(batch)
-            yield self._near(f"{how}.normalized_actions", cut, ACTIONS, " (prompt cut)")
+            yield self._near(f"{how}.normalized_actions", cut, ACTIONS, " (cut)")
         yield from self._unnormalized_rows(how, actions)
 
     def _input_rows(self, how: str, inputs: Mapping[str, Any], mask: Tensor) -> Iterator[Row]:
@@ -190,7 +192,7 @@ class Check:
         if wanted is not None:
             said = self.policy.generate(batch)
             wrong = sum(a != b for a, b in zip(said, wanted, strict=True))
-            yield Row(f"{how}.fast_tokens", wrong, 0, "answers that differ")
+            yield Row(f"{how}.fast_tokens", wrong, 0, "answers differ")
 
     def _unnormalized_rows(self, how: str, actions: Tensor) -> Iterator[Row]:
         key = self.meta.get("unnorm_key") or next(iter(self.run.statistics), "")
@@ -232,19 +234,17 @@ class Check:
         floor = 1e-6 * max(norms.values())  # what cannot have a gradient (a key's bias) has rounding noise
         errors = {n: abs(own.get(n, 0.0) - value) / max(value, floor) for n, value in norms.items()}
         worst = max(errors, key=lambda name: errors[name])
-        yield Row("train.grad_norms", errors[worst], GRADIENTS, f"relative, of {len(norms)}; worst {worst}")
+        yield Row("train.grad_norms", errors[worst], GRADIENTS, "relative", worst)
         without = {our_name(k, self.framework) for k in self.meta.get("train.params_without_grad", [])}
         extra = [name for name, value in own.items() if name in without and value > 0]
-        yield Row(
-            "train.params_without_grad", len(extra), 0, "parameters with a gradient that have none there"
-        )
+        yield Row("train.params_without_grad", len(extra), 0, "have one here")
 
     # ---- measures -----------------------------------------------------------------------------------------
     def _same(self, name: str, own: Tensor) -> Row:
         wanted, found = self.outputs[name], own.detach().numpy()
         if wanted.shape != found.shape:
             return Row(name, np.inf, 0, f"shape {found.shape}, expected {wanted.shape}")
-        return Row(name, float((wanted != found).sum()), 0, f"of {wanted.size} entries")
+        return Row(name, float((wanted != found).sum()), 0, f"differ, of {wanted.size}")
 
     def _near(
         self, name: str, own: Tensor, bound: float, suffix: str = "", where: np.ndarray | None = None
@@ -253,7 +253,7 @@ class Check:
         wanted = wanted if where is None else wanted[..., where, :]
         if wanted.shape != found.shape:
             return Row(name + suffix, np.inf, bound, f"shape {found.shape}, expected {wanted.shape}")
-        return Row(name + suffix, float(np.abs(wanted - found).max()), bound, "largest difference")
+        return Row(name + suffix, float(np.abs(wanted - found).max()), bound, "max |Δ|")
 
 
 def check_starvla(config: CheckConfig) -> bool:
@@ -264,19 +264,19 @@ def check_starvla(config: CheckConfig) -> bool:
     check = Check(config)
     console = Console()
     for line in check.assumed:
-        console.print(f"assumed: {line}", highlight=False)
+        console.print(f"assumed: {line}", highlight=False, soft_wrap=True)
     rows = list(check.rows())
     table = Table(title=f"{check.framework}, {check.run.weights.name}")
     for heading in ("quantity", "error", "bound", "", "measured as"):
-        table.add_column(
-            heading,
-            justify="right" if heading in ("error", "bound") else "left",
-            no_wrap=heading != "measured as",
-        )
+        right = heading in ("error", "bound")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "measured as")
     for row in rows:
         verdict = "[green]PASS" if row.passed else "[bold red]FAIL"
         table.add_row(row.name, f"{row.error:.3g}", f"{row.bound:.3g}", verdict, row.note)
     console.print(table)
+    for row in rows:
+        if row.place:
+            console.print(f"{row.name}: largest at {row.place}", highlight=False, soft_wrap=True)
     failed = sum(not row.passed for row in rows)
     console.print(f"{len(rows) - failed} of {len(rows)} quantities within their bounds", highlight=False)
     return bool(rows) and not failed
