@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status (0 done, 1 refused, 130 interrupted)."""
+    """Run a command; returns the exit status (0 done, 1 refused or a check failed, 130 interrupted)."""
     args = list(sys.argv[1:] if argv is None else argv)
     if args and args[0] == "--version":
         import vla_agents
@@ -34,14 +34,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        command.run(args[1:])
+        return command.run(args[1:]) or 0
     except VlaAgentsError as error:
         sys.stderr.write(f"vla-agents {args[0]}: {error}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write(f"vla-agents {args[0]}: interrupted\n")
         return 130
-    return 0
 
 
 def parse(cls: type[T], args: Sequence[str], command: str) -> T:
@@ -145,9 +144,24 @@ def _info(args: Sequence[str]) -> None:
     print_info(parse(InfoConfig, args, "info").name)
 
 
+def _check_starvla(args: Sequence[str]) -> int:
+    from vla_agents.policies.starvla_check import CheckConfig, check_starvla
+
+    return 0 if check_starvla(parse(CheckConfig, args, "check-starvla")) else 1
+
+
+def _convert(args: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from vla_agents.policies.starvla_convert import ConvertConfig, run_convert
+
+    folder = run_convert(parse(ConvertConfig, args, "convert"))
+    Console().print(f"checkpoint: {folder}", highlight=False)
+
+
 @dataclass(frozen=True)
 class _Command:
-    run: Callable[[Sequence[str]], None]
+    run: Callable[[Sequence[str]], int | None]
     help: str
 
 
@@ -160,6 +174,10 @@ COMMANDS: dict[str, _Command] = {
     "eval": _Command(_eval, "evaluate an agent in an env: table, JSON, HTML page, videos"),
     "pretrain-tiny": _Command(
         _pretrain_tiny, "make the tiny Qwen3-VL and teach it to answer questions about pictures"
+    ),
+    "convert": _Command(_convert, "write a StarVLA checkpoint in our format"),
+    "check-starvla": _Command(
+        _check_starvla, "compare our numbers with StarVLA's on a folder of its inputs and outputs"
     ),
     "info": _Command(_info, "say what a dataset, a checkpoint or an env is, or what is installed"),
 }

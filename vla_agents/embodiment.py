@@ -43,7 +43,7 @@ _FIXED_SIZE = {
     "delta_xyz": 3, "delta_axis_angle": 3, "xyz": 3, "axis_angle": 3, "euler_xyz": 3,
     "quaternion_xyzw": 4, "quaternion_wxyz": 4, "rot6d": 6,
 }  # fmt: skip
-ORIENTATIONS = ("upright", "rotated_180", "flipped_vertically")
+ORIENTATIONS = ("upright", "rotated_180", "flipped_vertically", "mirrored")
 
 # Any printable character an instruction may hold; Gymnasium's own default lacks even the space.
 _CHARSET = "".join(chr(c) for c in (*range(0x20, 0x7F), *range(0xA0, 0x250)))

@@ -8,7 +8,7 @@ such.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ __all__ = [
     "ObservationError",
     "RecordingError",
     "RenderingError",
+    "TokenDecodeError",
     "TrainingError",
     "UnknownNameError",
     "VlaAgentsError",
@@ -88,6 +89,22 @@ class ObservationError(VlaAgentsError, ValueError):
 
 class ActionError(VlaAgentsError, ValueError):
     """An action that must not reach an env, a dataset or a motor: NaN, infinite, wrong length."""
+
+
+class TokenDecodeError(ActionError):
+    """Token sequences that stand for no chunk of actions.
+
+    Attributes:
+        problems: Index of the sequence -> what is wrong with it.
+    """
+
+    def __init__(self, problems: Mapping[int, str], total: int) -> None:
+        self.problems = dict(problems)
+        listing = "; ".join(f"{index}: {problem}" for index, problem in list(self.problems.items())[:4])
+        super().__init__(
+            f"{len(self.problems)} of {total} token sequences are no chunk of actions ({listing})",
+            "an untrained model says such things; decode_valid() gives a mask instead",
+        )
 
 
 class DatasetError(VlaAgentsError):

@@ -14,7 +14,7 @@ and acting, for numpy arrays and torch tensors.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -117,38 +117,68 @@ class Normalizer:
         parts: The parts of the vector, in order.
         stats: Its statistics.
         modes: Part name -> mode, or `"*"` for all; parts not named take `default_mode`.
+        exact: The scale of a constant dimension stays 0: it becomes 0 and comes back as the constant, whatever was
+            predicted. For statistics of others, whose convention must be met to the bit.
+        clip: Normalised values are clipped to [-clip, clip] before they are un-normalised; None does not.
+        binary: Parts whose normalised values are 0 below 0.5 and 1 from there on before they are un-normalised.
     """
 
     def __init__(
-        self, parts: tuple[Part, ...], stats: VectorStats, modes: Mapping[str, str] | None = None
+        self,
+        parts: tuple[Part, ...],
+        stats: VectorStats,
+        modes: Mapping[str, str] | None = None,
+        *,
+        exact: bool = False,
+        clip: float | None = None,
+        binary: Sequence[str] = (),
     ) -> None:
         modes = dict(modes or {})
         names = [part.name for part in parts]
-        for name in modes:
-            if name != "*" and name not in names:
+        for name in (*modes, *binary):
+            if name not in names and (name != "*" or name in binary):
                 raise UnknownNameError("part in normalisation modes", name, names)
         self.stats = stats
+        self.exact, self.clip, self.binary = exact, clip, tuple(binary)
         self.modes = {part.name: modes.get(part.name, modes.get("*", default_mode(part))) for part in parts}
         size = sum(part.size for part in parts)
         if len(stats.mean) != size:
             raise ConfigError(f"statistics have {len(stats.mean)} values, the parts {names} have {size}")
         self.offset = np.zeros(size, np.float32)
         self.scale = np.ones(size, np.float32)
+        self._is_binary = np.zeros(size, bool)
         start = 0
         for part in parts:
             where = slice(start, start + part.size)
-            self.offset[where], self.scale[where] = _affine(stats, where, self.modes[part.name], part)
+            self.offset[where], self.scale[where] = _affine(
+                stats, where, self.modes[part.name], part, exact=exact
+            )
+            self._is_binary[where] = part.name in self.binary
             start += part.size
 
     def normalize(self, x: Any) -> Any:
         """(…, D) in the embodiment's units -> (…, D) normalised; numpy or torch."""
         offset, scale = self._like(x)
-        return (x - offset) / scale
+        return (x - offset) / (scale + (scale == 0)) * (scale != 0) if self.exact else (x - offset) / scale
 
     def unnormalize(self, y: Any) -> Any:
         """The inverse of `normalize`."""
         offset, scale = self._like(y)
+        if self.clip is not None:
+            y = y.clip(-self.clip, self.clip)
+        if self.binary:
+            y = self._stepped(y)
         return y * scale + offset
+
+    def _stepped(self, y: Any) -> Any:
+        if isinstance(y, np.ndarray):
+            return np.where(self._is_binary, (y >= 0.5) + 0 * y, y).astype(y.dtype)  # NaN stays NaN
+        return ((y >= 0.5) + 0 * y).where(y.new_tensor(self._is_binary).bool(), y)
+
+    def options(self) -> dict[str, Any]:
+        """What differs from a plain affine map, for `stats.json`."""
+        found = {"exact": self.exact, "clip": self.clip, "binary": list(self.binary)}
+        return {key: value for key, value in found.items() if value not in (False, None, [])}
 
     def _like(self, x: Any) -> tuple[Any, Any]:
         if isinstance(x, np.ndarray):
@@ -156,7 +186,9 @@ class Normalizer:
         return x.new_tensor(self.offset), x.new_tensor(self.scale)
 
 
-def _affine(stats: VectorStats, where: slice, mode: str, part: Part) -> tuple[np.ndarray, np.ndarray]:
+def _affine(
+    stats: VectorStats, where: slice, mode: str, part: Part, *, exact: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     if mode not in MODES:
         raise UnknownNameError("normalisation mode", mode, MODES)
     if mode == "none":
@@ -168,10 +200,12 @@ def _affine(stats: VectorStats, where: slice, mode: str, part: Part) -> tuple[np
         low_name, high_name = ("min", "max") if mode == "min_max" else ("q01", "q99")
         low, high = np.array(getattr(stats, low_name)[where]), np.array(getattr(stats, high_name)[where])
         offset, scale = (high + low) / 2, (high - low) / 2
-        if mode == "q01_q99":  # a dimension that moves only in the outer 2 %: take its whole range
+        if mode == "q01_q99" and not exact:  # where only the outer 2 % move: the whole range
             low, high = np.array(stats.min[where]), np.array(stats.max[where])
             rare = (scale < _CONSTANT) & (high - low >= _CONSTANT)
             offset, scale = np.where(rare, (high + low) / 2, offset), np.where(rare, (high - low) / 2, scale)
+    if exact:
+        return offset.astype(np.float32), scale.astype(np.float32)
     return offset.astype(np.float32), np.where(scale < _least_spread(part), 1.0, scale).astype(np.float32)
 
 
@@ -184,7 +218,9 @@ def _least_spread(part: Part) -> np.ndarray:
 
 def save_normalizers(path: str | Path, normalizers: Mapping[str, Normalizer]) -> None:
     """Write statistics and modes as JSON (`stats.json` of a checkpoint)."""
-    data = {name: {"modes": n.modes, "stats": asdict(n.stats)} for name, n in normalizers.items()}
+    data = {
+        name: {"modes": n.modes, "stats": asdict(n.stats)} | n.options() for name, n in normalizers.items()
+    }
     Path(path).write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
 
 
@@ -194,7 +230,7 @@ def load_normalizers(path: str | Path, embodiment: Embodiment) -> dict[str, Norm
         data = json.loads(Path(path).read_text(encoding="utf-8"))
         parts = {"state": embodiment.state, "action": embodiment.action}
         return {
-            name: Normalizer(parts[name], VectorStats(**_tuples(entry["stats"])), entry["modes"])
+            name: Normalizer(parts[name], VectorStats(**_tuples(entry.pop("stats"))), **entry)
             for name, entry in data.items()
         }
     except OSError as error:

@@ -101,7 +101,7 @@ class ResizeImages(Transform):
 
 @dataclass(frozen=True)
 class TurnImages(Transform):
-    """Change how pictures lie, e.g. from upright to `"rotated_180"` (OpenVLA-OFT's LIBERO data)."""
+    """Change how pictures lie, e.g. from upright to `"mirrored"` (LIBERO as OpenVLA and StarVLA were trained on it)."""
 
     orientation: str = "upright"
     source: str = "rotated_180"
@@ -123,9 +123,9 @@ class TurnImages(Transform):
     def observation(self, obs: Observation) -> Observation:
         """Turned views."""
         turned = {self.source, self.orientation} - {"upright"}
-        axes: tuple[int, ...] = (-3, -2) if turned == {"rotated_180"} else (-3,)
         if not turned:
             return obs
+        axes = {"rotated_180": (-3, -2), "flipped_vertically": (-3,), "mirrored": (-2,)}[turned.pop()]
         return obs | {"images": {name: np.flip(image, axes) for name, image in obs["images"].items()}}
 
 

@@ -5,6 +5,7 @@
     embodiment.json     what observations and actions mean
     stats.json          normalisation statistics and modes
     vlm/                config, tokenizer and pixel settings of the VLM (no weights)
+    fast/               the action tokenizer (Qwen-FAST only)
 
 It is written to a temporary folder and renamed, so a folder with the final name is complete.
 """
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from vla_agents.config import from_dict, load_yaml, save_yaml
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import CheckpointError
+from vla_agents.errors import CheckpointError, ConfigError
 from vla_agents.normalize import Normalizer, load_normalizers, save_normalizers
 from vla_agents.policies.policy import Policy
 from vla_agents.registry import Registry
@@ -27,7 +28,15 @@ from vla_agents.registry import Registry
 if TYPE_CHECKING:
     from torch import nn
 
-POLICIES = Registry("policy", {"qwen_oft": "vla_agents.policies.qwen_oft:QwenOFT"})
+POLICIES = Registry(
+    "policy",
+    {
+        "qwen_fast": "vla_agents.policies.qwen_fast:QwenFAST",
+        "qwen_gr00t": "vla_agents.policies.qwen_gr00t:QwenGR00T",
+        "qwen_oft": "vla_agents.policies.qwen_oft:QwenOFT",
+        "qwen_pi": "vla_agents.policies.qwen_pi:QwenPI",
+    },
+)
 FORMAT = 1
 FILES = ("model.safetensors", "policy.yaml", "embodiment.json", "stats.json")
 
@@ -74,7 +83,7 @@ def save_policy(
         save_yaml(config, temporary / "policy.yaml")
         policy.embodiment.save(temporary / "embodiment.json")
         save_normalizers(temporary / "stats.json", policy.normalizers)
-        policy.backbone.save_assets(temporary / "vlm")  # type: ignore[operator, union-attr]
+        policy.save_parts(temporary)
 
     return write_checkpoint(policy, folder, write, attach)
 
@@ -107,12 +116,13 @@ def write_checkpoint(
     return folder
 
 
-def load_policy(path: str | Path, *, device: str | None = None) -> Policy:
-    """A policy from a checkpoint folder, a run folder, or a hub id.
+def load_policy(path: str | Path, *, device: str | None = None, **starvla: Any) -> Policy:
+    """A policy from a checkpoint folder, a run folder, a hub id, or a StarVLA run folder or weights file.
 
     Args:
-        path: A checkpoint; or a run, of which `best` is taken, else `last`; or `"owner/name"` on the hub.
+        path: A checkpoint; or a run, of which `best` is taken, else `last`; or `"owner/name"` on the hub; or StarVLA's.
         device: Where to put it; by default a GPU where there is one.
+        starvla: For a StarVLA checkpoint, what its files do not say (see `vla_agents.policies.starvla.load_starvla`).
 
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
@@ -122,7 +132,16 @@ def load_policy(path: str | Path, *, device: str | None = None) -> Policy:
     from safetensors.torch import load_model
 
     from vla_agents.policies.qwen_vl import QwenVLBackbone
+    from vla_agents.policies.starvla_run import is_starvla
 
+    if is_starvla(path):
+        from vla_agents.policies.starvla import load_starvla
+
+        return load_starvla(path, device=device, **starvla)
+    if starvla:
+        raise ConfigError(
+            f"{', '.join(starvla)} is for StarVLA checkpoints, and {path} is none", "leave it out"
+        )
     folder = find_checkpoint(path)
     record = load_yaml(folder / "policy.yaml")
     if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -134,7 +153,7 @@ def load_policy(path: str | Path, *, device: str | None = None) -> Policy:
     embodiment = Embodiment.load(folder / "embodiment.json")
     normalizers = load_normalizers(folder / "stats.json", embodiment)
     backbone = QwenVLBackbone.from_config(folder / "vlm", dtype=config.dtype)
-    policy = cls(config, backbone, embodiment, normalizers)
+    policy = cls(config, backbone, embodiment, normalizers, **cls.load_parts(folder))
     try:
         load_model(policy, str(folder / "model.safetensors"), device="cpu")
     except (SafetensorError, RuntimeError, OSError) as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -128,6 +129,22 @@ class Policy(nn.Module):
                 (real-time chunking); policies that cannot raise `ConfigError`.
         """
         raise NotImplementedError
+
+    def prepare(self, chunks: np.ndarray) -> None:
+        """Learn what is not learnt by gradients; called once before training.
+
+        Args:
+            chunks: (N, H, D) actions of the training data in the embodiment's units.
+        """
+
+    def save_parts(self, folder: Path) -> None:
+        """What a checkpoint holds beside weights, configuration, embodiment and statistics."""
+        self.backbone.save_assets(folder / "vlm")  # type: ignore[operator, union-attr]
+
+    @classmethod
+    def load_parts(cls, folder: Path) -> dict[str, Any]:
+        """Arguments of the constructor that `save_parts` left in a checkpoint."""
+        return {}
 
     @torch.no_grad()
     def plan(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray:

@@ -8,6 +8,12 @@ forward pass, continuous actions, L1 loss.
       -> joined with the normalised state (where there is one)                (B, H, hidden + S)
       -> MLPResNet                                                            (B, H, D) normalised actions
 
+Where the queries stand: after the generation prompt (`queries="suffix"`, the default here), or inside the user text as
+StarVLA trains it (`queries="prompt"`): what stands for `{instruction}` in the prompt is then `TEXT [STATE] 27 161 …
+[ACTION] Please predict the next H robot actions: <action>`, H queries, `<action>.` Queries cannot see what follows the last
+of them (causal attention), so it is not run (`cut=True`). The state is joined to the hidden states (`head`), written into
+that text in 256 bins over [-1, 1] (`text`), or left out (`none`).
+
 Time: query h predicts the action h control steps ahead, h = 0 .. H-1. Loss: mean |prediction - action| over the entries of
 the chunk that lie inside the episode, in normalised units.
 """
@@ -18,6 +24,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,8 +47,14 @@ class QwenOFTConfig:
     """H: actions predicted per chunk."""
     execute: int = 4
     """Actions of a chunk that are carried out before the next one is planned (default; can be changed when acting)."""
-    state: Literal["head", "none"] = "head"
-    """Where the proprioceptive state enters: at the action head, or nowhere."""
+    state: Literal["head", "text", "none"] = "head"
+    """Where the proprioceptive state enters: at the action head, as text of the prompt, or nowhere."""
+    queries: Literal["suffix", "prompt"] = "suffix"
+    """Where the query tokens stand: after the generation prompt, or inside the user text as StarVLA has them."""
+    cut: bool = True
+    """Leave out of the forward pass what follows the last query token; nothing that is read depends on it."""
+    final_norm: bool = True
+    """Whether the last layer's output goes through the final norm; StarVLA's Qwen3-VL checkpoints: false."""
     action_token: str = "🔍"
     """Text of the query tokens; must be a single token of the tokenizer."""
     prompt: str = "{instruction}"
@@ -80,7 +93,11 @@ class QwenOFT(Policy):
             raise ConfigError(f"prompt {config.prompt!r} lacks {{instruction}}")
         self.config = config
         self.backbone = backbone
-        backbone.token_id(config.action_token)  # refuses a text that is several tokens
+        if config.state == "text" and config.queries == "suffix":
+            raise ConfigError(
+                "state='text' is written beside the queries in the prompt", "set queries='prompt'"
+            )
+        self.query_id = backbone.token_id(config.action_token)  # refuses a text that is several tokens
         state = embodiment.state_dim if config.state == "head" else 0
         hidden = backbone.hidden_size
         kind = {"mlp_resnet": MLPResNet, "mlp": MLP}[config.head]
@@ -89,23 +106,63 @@ class QwenOFT(Policy):
         self._freeze_unused()
 
     def _freeze_unused(self) -> None:
-        """The language head is not read here; where it is not tied to the embeddings it must not wait for gradients."""
+        """A language head of its own and an unused final norm must not wait for gradients."""
         vlm = self.backbone.vlm
         if vlm.lm_head.weight is not vlm.get_input_embeddings().weight:
             vlm.lm_head.requires_grad_(False)
+        if not self.config.final_norm:
+            vlm.model.language_model.norm.requires_grad_(False)
+
+    def prompts(self, batch: Batch) -> list[str]:
+        """The B user texts."""
+        texts = batch.instructions
+        if self.config.queries == "prompt":
+            queries = self.config.action_token * self.horizon
+            ask = f"[ACTION] Please predict the next {self.horizon} robot actions: <action>{queries}<action>."
+            texts = [
+                f"{text}{state}{ask}" for text, state in zip(texts, self._state_texts(batch), strict=True)
+            ]
+        template = self.config.prompt.replace("{horizon}", str(self.horizon))
+        return [template.replace("{instruction}", text) for text in texts]
+
+    def _state_texts(self, batch: Batch) -> list[str]:
+        """ " [STATE] 27 161 … " per sample, or a space: bins of the normalised state, -1 (too small) .. 255."""
+        if self.config.state != "text" or not self.embodiment.state_dim:
+            return [" "] * len(batch)
+        state = self._required_state(batch).float().cpu().numpy()
+        bins = np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1
+        return [f" [STATE] {' '.join(str(number) for number in row)} " for row in bins]
+
+    def _required_state(self, batch: Batch) -> Tensor:
+        state = self.normalized_state(batch)
+        if state is None:
+            raise ConfigError(
+                f"the batch has no state, and this policy was made with state={self.config.state!r}"
+            )
+        return state
+
+    def hidden_at_queries(self, batch: Batch) -> Tensor:
+        """The hidden states that the head reads, (B, H, hidden)."""
+        images = [batch.images[name] for name in self.embodiment.camera_names]
+        in_prompt, token = self.config.queries == "prompt", self.config.action_token
+        encoding = self.backbone.encode(
+            images,
+            self.prompts(batch),
+            suffix="" if in_prompt else token * self.horizon,
+            final_norm=self.config.final_norm,
+            cut_after=token if in_prompt and self.config.cut else "",
+        )
+        if not in_prompt or self.config.cut:  # an instruction may hold the token too: the last ones count
+            return encoding.hidden[:, -self.horizon :]
+        found = encoding.input_ids == self.query_id
+        places = found.long().cumsum(1).sub(found.sum(1, keepdim=True) - self.horizon)
+        return encoding.hidden[found & (places > 0)].view(len(batch), self.horizon, -1)
 
     def normalized_actions(self, batch: Batch) -> Tensor:
         """Predicted chunks in normalised units, float32 (B, H, D)."""
-        texts = [self.config.prompt.format(instruction=t, horizon=self.horizon) for t in batch.instructions]
-        images = [batch.images[name] for name in self.embodiment.camera_names]
-        queries = self.config.action_token * self.horizon
-        hidden = (
-            self.backbone.encode(images, texts, suffix=queries).hidden[:, -self.horizon :].float()
-        )  # (B, H, hidden)
+        hidden = self.hidden_at_queries(batch).float()  # (B, H, hidden)
         if self.config.state == "head" and self.embodiment.state_dim:
-            state = self.normalized_state(batch)
-            if state is None:
-                raise ConfigError("the batch has no state, and this policy was made with state='head'")
+            state = self._required_state(batch)
             hidden = torch.cat([hidden, state[:, None].expand(-1, self.horizon, -1)], dim=-1)
         return self.head(hidden)
 

@@ -4,70 +4,27 @@ Prompt = the model's own chat template over one user message (all images, then t
 suffix such as the action query tokens. Batches are padded on the left. Token ids and M-RoPE positions of a prompt are
 computed once and kept: they depend on the text and the image grids only.
 
-Pixels take one of two ways to the same numbers: pictures whose size is already a multiple of patch * merge are cut
-into patches as tensors (equal to the Hugging Face processor to 1e-6), others are resized as that processor does.
+Pixels: `vla_agents.policies.pixels`; the decoder's layers: `vla_agents.policies.qwen_decoder`.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vla_agents.errors import CheckpointError, ConfigError
+from vla_agents.policies.pixels import ImageSettings
+from vla_agents.policies.qwen_decoder import run_decoder
+
+__all__ = ["Encoding", "ImageSettings", "QwenVLBackbone"]
 
 _FAMILIES = ("qwen2_5_vl", "qwen3_vl")
-
-
-@dataclass(frozen=True)
-class ImageSettings:
-    """What `preprocessor_config.json` says about pixels."""
-
-    patch: int
-    merge: int
-    temporal: int
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    min_pixels: int
-    max_pixels: int
-
-    @classmethod
-    def load(cls, source: str | Path) -> ImageSettings:
-        """From a model folder or hub id."""
-        from transformers.image_processing_utils import BaseImageProcessor
-
-        data, _ = BaseImageProcessor.get_image_processor_dict(str(source))
-        size = data.get("size") or {}
-        return cls(
-            patch=data["patch_size"],
-            merge=data["merge_size"],
-            temporal=data["temporal_patch_size"],
-            mean=tuple(data.get("image_mean") or (0.48145466, 0.4578275, 0.40821073)),
-            std=tuple(data.get("image_std") or (0.26862954, 0.26130258, 0.27577711)),
-            min_pixels=data.get("min_pixels") or size.get("shortest_edge") or 56 * 56,
-            max_pixels=data.get("max_pixels") or size.get("longest_edge") or 28 * 28 * 1280,
-        )
-
-    def target_size(self, height: int, width: int) -> tuple[int, int]:
-        """The size at which a picture is seen: multiples of patch * merge within the pixel budget."""
-        factor = self.patch * self.merge
-        new_h, new_w = (max(factor, round(side / factor) * factor) for side in (height, width))
-        if new_h * new_w > self.max_pixels:
-            shrink = math.sqrt(height * width / self.max_pixels)
-            new_h, new_w = (
-                max(factor, math.floor(side / shrink / factor) * factor) for side in (height, width)
-            )
-        elif new_h * new_w < self.min_pixels:
-            grow = math.sqrt(self.min_pixels / (height * width))
-            new_h, new_w = (math.ceil(side * grow / factor) * factor for side in (height, width))
-        return new_h, new_w
 
 
 @dataclass
@@ -78,11 +35,13 @@ class Encoding:
         hidden: (B, L, hidden) last hidden states.
         mask: bool (B, L), False on padding (left).
         input_ids: int64 (B, L).
+        layers: The raw outputs (B, L, hidden) of the decoder layers that were asked for.
     """
 
     hidden: Tensor
     mask: Tensor
     input_ids: Tensor
+    layers: tuple[Tensor, ...] = ()
 
 
 class QwenVLBackbone(nn.Module):
@@ -163,6 +122,23 @@ class QwenVLBackbone(nn.Module):
             )
         return int(ids[0])
 
+    def add_tokens(self, tokens: Sequence[str]) -> list[int]:
+        """Make texts single tokens, those that are not yet; the embeddings grow by random rows where needed.
+
+        Returns:
+            Their ids.
+        """
+        vocabulary = self.tokenizer.get_vocab()
+        missing = [token for token in tokens if token not in vocabulary]
+        if missing:
+            from transformers import AddedToken
+
+            self.tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
+            if len(self.tokenizer) > self.vlm.get_input_embeddings().num_embeddings:
+                self.vlm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
+            self._prompts.clear()
+        return [int(number) for number in self.tokenizer.convert_tokens_to_ids(list(tokens))]
+
     def save_assets(self, folder: str | Path) -> None:
         """Config, tokenizer and pixel settings (no weights): what `from_config` reads."""
         folder = Path(folder)
@@ -170,11 +146,19 @@ class QwenVLBackbone(nn.Module):
         self.tokenizer.save_pretrained(folder)
         if self.vlm.generation_config is not None:
             self.vlm.generation_config.save_pretrained(folder)
-        _write_preprocessor(folder, self.image_settings, self.vlm.config.model_type)
+        self.image_settings.save(folder)
 
     # ---- encoding -----------------------------------------------------------------------------------------
     def encode(
-        self, images: Sequence[Tensor], texts: Sequence[str], suffix: str = "", answers: Sequence[str] = ()
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        suffix: str = "",
+        answers: Sequence[str] = (),
+        *,
+        final_norm: bool = True,
+        layers: Sequence[int] | None = None,
+        cut_after: str = "",
     ) -> Encoding:
         """Hidden states of B prompts.
 
@@ -183,10 +167,16 @@ class QwenVLBackbone(nn.Module):
             texts: B user texts.
             suffix: Appended after the generation prompt (the same for all), e.g. action query tokens.
             answers: B answers appended after the generation prompt instead, for language training.
+            final_norm: Whether the last decoder layer's output goes through the final RMSNorm.
+            layers: Ascending numbers of the decoder layers whose outputs are wanted, 1 .. `num_layers`; layers beyond the
+                last of them are not run. By default the last one.
+            cut_after: What follows the last occurrence of this token is not run: nothing before it sees it.
         """
-        inputs, mask = self.inputs(images, texts, suffix, answers)
-        hidden = self.vlm.model(**inputs, use_cache=False).last_hidden_state
-        return Encoding(hidden, mask, inputs["input_ids"])
+        inputs, mask = self.inputs(images, texts, suffix, answers, cut_after=cut_after)
+        wanted = [self.num_layers] if layers is None else list(layers)
+        outputs = run_decoder(self.vlm.model, inputs, mask, wanted, final_norm=final_norm)
+        kept = () if layers is None else tuple(outputs)
+        return Encoding(outputs[-1], mask, inputs["input_ids"], kept)
 
     def language_loss(
         self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
@@ -233,13 +223,21 @@ class QwenVLBackbone(nn.Module):
         return self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
 
     def inputs(
-        self, images: Sequence[Tensor], texts: Sequence[str], suffix: str = "", answers: Sequence[str] = ()
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        suffix: str = "",
+        answers: Sequence[str] = (),
+        *,
+        cut_after: str = "",
     ) -> tuple[dict[str, Any], Tensor]:
         """The keyword arguments of the model's forward pass for B prompts, and the padding mask, bool (B, L)."""
         device = next(self.parameters()).device
         pixels, grids = zip(*(self.patches(view) for view in images), strict=True)
         ends = [suffix + answer for answer in answers] if answers else [suffix] * len(texts)
         prompts = [self._prompt(text, end, grids) for text, end in zip(texts, ends, strict=True)]
+        if cut_after:
+            prompts = [_cut(ids, self.token_id(cut_after)) for ids in prompts]
         length = max(len(ids) for ids in prompts)
         rows = [self._padded(ids, length, grids) for ids in prompts]
         ids, mask, types, positions = (torch.stack(column) for column in zip(*rows, strict=True))
@@ -259,18 +257,7 @@ class QwenVLBackbone(nn.Module):
 
     def patches(self, view: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """uint8 (B, H, W, 3) -> float32 (B * patches, 3 * temporal * patch²) and the grid (1, rows, columns)."""
-        s = self.image_settings
-        size = s.target_size(view.shape[1], view.shape[2])
-        if size != tuple(view.shape[1:3]):
-            view = _resize(view, size)
-        rows, columns = size[0] // s.patch, size[1] // s.patch
-        mean = view.new_tensor(s.mean, dtype=torch.float32).view(1, 3, 1, 1) * 255
-        std = view.new_tensor(s.std, dtype=torch.float32).view(1, 3, 1, 1) * 255
-        x = (view.permute(0, 3, 1, 2).float() - mean) / std
-        x = x.reshape(len(view), 3, rows // s.merge, s.merge, s.patch, columns // s.merge, s.merge, s.patch)
-        x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # B, rows/m, cols/m, m, m, 3, 1, patch, patch
-        x = x.expand(*x.shape[:6], s.temporal, *x.shape[7:])  # a still picture is repeated in time
-        return x.reshape(len(view) * rows * columns, -1), (1, rows, columns)
+        return self.image_settings.patches(view)
 
     # ---- prompts ------------------------------------------------------------------------------------------
     def _prompt(self, text: str, end: str, grids: tuple[tuple[int, int, int], ...]) -> tuple[int, ...]:
@@ -319,37 +306,9 @@ class QwenVLBackbone(nn.Module):
         self._prompts[key] = value
 
 
-def _resize(view: Tensor, size: tuple[int, int]) -> Tensor:
-    """Pillow's bicubic, as the Hugging Face processor does it."""
-    from PIL import Image
-
-    width_first = (size[1], size[0])
-    frames = [
-        np.asarray(Image.fromarray(frame).resize(width_first, Image.Resampling.BICUBIC))
-        for frame in view.cpu().numpy()
-    ]
-    return torch.from_numpy(np.stack(frames)).to(view.device)
-
-
-def _write_preprocessor(folder: Path, images: ImageSettings, family: str) -> None:
-    import json
-
-    data = {
-        "image_processor_type": "Qwen2VLImageProcessor",
-        "patch_size": images.patch,
-        "merge_size": images.merge,
-        "temporal_patch_size": images.temporal,
-        "image_mean": list(images.mean),
-        "image_std": list(images.std),
-        "size": {"shortest_edge": images.min_pixels, "longest_edge": images.max_pixels},
-        "do_resize": True,
-        "do_rescale": True,
-        "do_normalize": True,
-        "do_convert_rgb": True,
-        "resample": 3,
-        "rescale_factor": 1 / 255,
-    }
-    (folder / "preprocessor_config.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
+def _cut(ids: tuple[int, ...], token: int) -> tuple[int, ...]:
+    """Up to and with the last `token`; all where there is none."""
+    return ids[: len(ids) - ids[::-1].index(token)] if token in ids else ids
 
 
 @contextmanager

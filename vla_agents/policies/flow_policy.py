@@ -1,0 +1,241 @@
+"""What the flow-matching policies share: encode once, learn a velocity, denoise, continue a prefix.
+
+    images (B, H, W, 3) x views, instruction -> Qwen-VL -> contexts (B, L, C) x blocks that read one
+    training: R noises and times for each sample -> |v - (action - noise)|²
+    acting:   keys and values once -> Euler steps from noise -> (B, H, D) normalised -> un-normalised
+
+Time convention and loss: `vla_agents.policies.heads.flow`. Noise of predictions comes from a generator of the policy's own
+(`seed`), drawn row by row, so that a batch gets what its samples would get one after the other. Noise and times of training
+come from torch's global generator, which a training checkpoint holds; in eval mode the loss draws the same ones every time,
+so that validation losses can be compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ConfigError
+from vla_agents.normalize import Normalizer
+from vla_agents.policies.heads.flow import FlowHead, Guide
+from vla_agents.policies.heads.flow_schedule import FlowSchedule
+from vla_agents.policies.heads.inpainting import guide_to, pad_prefix, prefix_weights
+from vla_agents.policies.policy import Batch, Policy
+from vla_agents.policies.qwen_vl import QwenVLBackbone
+
+
+@dataclass(frozen=True)
+class FlowConfig:
+    """What every flow policy has besides embodiment and statistics."""
+
+    vlm: str = "tiny"
+    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (the pretrained one we ship)."""
+    horizon: int = 8
+    """H: actions predicted per chunk."""
+    execute: int = 4
+    """Actions of a chunk that are carried out before the next one is planned (default; can be changed when acting)."""
+    steps: int = 4
+    """Denoising (Euler) steps of a prediction."""
+    state: Literal["head", "none"] = "head"
+    """Where the proprioceptive state enters: as a token of the action head, or nowhere."""
+    state_size: int = 0
+    """Inputs of the state encoder; 0 takes the embodiment's. StarVLA checkpoints have one even where state is 'none'."""
+    prompt: str = "{instruction}"
+    """What the model is told; {instruction} is replaced, {horizon} too."""
+    final_norm: bool = True
+    """Whether the VLM's last layer is read after its final norm; false for StarVLA checkpoints over Qwen3-VL."""
+    future_tokens: int = 32
+    """Learned tokens beside state and actions."""
+    positions: int = 1024
+    """Rows of the position table of the actions; 0 for none."""
+    dropout: float = 0.0
+    """Of the head while training (StarVLA: 0.2)."""
+    time_alpha: float = 1.5
+    """Training times are t = (s - x) / s with x ~ Beta(alpha, beta)."""
+    time_beta: float = 1.0
+    """See time_alpha."""
+    time_s: float = 0.999
+    """See time_alpha."""
+    buckets: int = 1000
+    """Number of time buckets the network tells apart."""
+    guidance: float = 5.0
+    """Real-time chunking: largest weight of the pull towards a prefix; 0 for none (faster, less smooth)."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the VLM's weights."""
+    head_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the head's weights; noise, Euler steps and loss stay in float32."""
+
+
+class FlowPolicy(Policy):
+    """Base of the flow policies; subclasses give the head and the VLM layers it reads.
+
+    Args:
+        config: Its shape.
+        backbone: The VLM.
+        embodiment: What observations and actions mean.
+        normalizers: Of `"state"` and `"action"`.
+        head: The action head.
+        layers: Numbers (1 .. N) of the VLM layers whose outputs are the head's contexts.
+        repeats: R: noises and times drawn for each sample of a training batch.
+    """
+
+    clamp_time = False
+
+    def __init__(
+        self,
+        config: FlowConfig,
+        backbone: QwenVLBackbone,
+        embodiment: Embodiment,
+        normalizers: Mapping[str, Normalizer],
+        head: FlowHead,
+        layers: Sequence[int],
+        repeats: int,
+    ) -> None:
+        super().__init__(embodiment, normalizers, config.horizon, config.execute)
+        if "{instruction}" not in config.prompt:
+            raise ConfigError(f"prompt {config.prompt!r} lacks {{instruction}}")
+        if config.steps < 1 or repeats < 1:
+            raise ConfigError(f"steps={config.steps} and repeats={repeats} must be at least 1")
+        self.config: Any = config
+        self.backbone = backbone
+        self.head = head.to(getattr(torch, config.head_dtype))
+        self.layers = tuple(layers)
+        self.repeats = repeats
+        self.schedule = FlowSchedule(config.time_alpha, config.time_beta, config.time_s, config.buckets)
+        self._generator = torch.Generator().manual_seed(0)
+        self._freeze_unused()
+
+    def _freeze_unused(self) -> None:
+        """What no action can depend on must not wait for gradients."""
+        vlm = self.backbone.vlm
+        if vlm.lm_head.weight is not vlm.get_input_embeddings().weight:
+            vlm.lm_head.requires_grad_(False)
+        decoder, deepest = vlm.model.language_model, max(self.layers)
+        for layer in decoder.layers[deepest:]:
+            layer.requires_grad_(False)
+        if deepest < len(decoder.layers) or not self.config.final_norm:
+            decoder.norm.requires_grad_(False)
+        if self.head.state_encoder is not None and self.config.state == "none":
+            self.head.state_encoder.requires_grad_(False)
+
+    # ---- what the head reads ------------------------------------------------------------------------------
+    def encode(self, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
+        """Contexts (B, L, C) in the head's dtype, and the padding mask where there can be padding."""
+        texts = [
+            self.config.prompt.replace("{instruction}", text).replace("{horizon}", str(self.horizon))
+            for text in batch.instructions
+        ]
+        images = [batch.images[name] for name in self.embodiment.camera_names]
+        encoding = self.backbone.encode(
+            images, texts, layers=sorted(set(self.layers)), final_norm=self.config.final_norm
+        )
+        by_layer = dict(zip(sorted(set(self.layers)), encoding.layers, strict=True))
+        dtype = self.head.action_encoder.layer1.weight.dtype
+        read = {number: hidden.to(dtype) for number, hidden in by_layer.items()}
+        return [read[number] for number in self.layers], None if len(batch) == 1 else encoding.mask
+
+    def head_state(self, batch: Batch) -> Tensor | None:
+        """The normalised state (B, S), None where the head takes none."""
+        if self.config.state == "none" or self.head.state_encoder is None:
+            return None
+        state = self.normalized_state(batch)
+        if state is None:
+            raise ConfigError("the batch has no state, and this policy was made with state='head'")
+        return state
+
+    # ---- learning -----------------------------------------------------------------------------------------
+    def forward(
+        self, batch: Batch, *, noise: Tensor | None = None, time: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """`{"action_flow": ...}`, the mean squared error of the velocity over entries inside the episode.
+
+        Entries past the end of the episode count nothing and are not attended to. Without a mask, as in StarVLA, all
+        entries count.
+
+        Args:
+            batch: With actions.
+            noise: (R * B, H, D) to use in place of random ones; row n belongs to sample n % B.
+            time: (R * B,), likewise.
+        """
+        if batch.action is None:
+            raise ConfigError("a training batch needs actions")
+        action = self.normalizers["action"].normalize(batch.action)
+        generator = None if self.training else torch.Generator().manual_seed(0)
+        if time is None:
+            time = self.schedule.sample(self.repeats * len(batch), generator).to(action.device)
+            time = time.clamp(min=0.0) if self.clamp_time else time
+        if noise is None:
+            noise = torch.randn(len(time), *action.shape[1:], generator=generator).to(action.device)
+        contexts, mask = self.encode(batch)
+        valid = None if batch.mask is None else batch.mask.repeat(len(noise) // len(batch), 1)
+        error = self.head.errors(
+            action, noise, time, self.head_state(batch), contexts, mask, self.schedule.bucket(time), valid
+        ).mean(-1)  # (R * B, H)
+        weight = torch.ones_like(error) if valid is None else valid.float()
+        return {"action_flow": (error * weight).sum() / weight.sum().clamp(min=1)}
+
+    # ---- acting -------------------------------------------------------------------------------------------
+    def seed(self, seed: int) -> None:
+        """Seed the noise of predictions."""
+        self._generator.manual_seed(seed)
+
+    def draw_noise(self, count: int) -> Tensor:
+        """(count, H, D) from the policy's own generator, row by row, on the policy's device."""
+        size = (self.horizon, self.embodiment.action_dim)
+        rows = [torch.randn(size, generator=self._generator) for _ in range(count)]
+        return torch.stack(rows).to(self.device)
+
+    def predict_action(
+        self,
+        batch: Batch,
+        prefix: Tensor | None = None,
+        *,
+        committed: int | None = None,
+        noise: Tensor | None = None,
+    ) -> Tensor:
+        """(B, H, D) in the embodiment's units.
+
+        Args:
+            batch: Observations.
+            prefix: (B, P, D) known first actions, in the embodiment's units: the chunk goes on from them.
+            committed: d: how many of them will be carried out for sure; the chunk returns these exactly. The rest only
+                pulls. By default all.
+            noise: (B, H, D) to start from in place of a random one.
+        """
+        noise = self.draw_noise(len(batch)) if noise is None else noise
+        normalizer = self.normalizers["action"]
+        if prefix is None:
+            return normalizer.unnormalize(self.normalized_actions(batch, noise))
+        if prefix.ndim != 3 or prefix.shape[::2] != (len(batch), self.embodiment.action_dim):
+            raise ConfigError(
+                f"a prefix of shape {tuple(prefix.shape)} does not fit {len(batch)} observations "
+                f"and {self.embodiment.action_dim} action dimensions"
+            )
+        committed = prefix.shape[1] if committed is None else committed
+        guide = self._guide(normalizer.normalize(prefix.to(noise)), committed, noise)
+        chunk = normalizer.unnormalize(self.normalized_actions(batch, noise, guide))
+        return torch.cat([prefix[:, :committed].to(chunk), chunk[:, committed:]], 1)
+
+    def _guide(self, prefix: Tensor, committed: int, noise: Tensor) -> Guide:
+        known = prefix.shape[1]
+        weights = prefix_weights(known, committed, self.horizon).to(noise.device)
+        target = pad_prefix(prefix, self.horizon)
+        return guide_to(target, weights, committed, noise, self.config.guidance)
+
+    def normalized_actions(self, batch: Batch, noise: Tensor, guide: Guide | None = None) -> Tensor:
+        """Chunks in normalised units, float32 (B, H, D), from given noise; without a gradient when guided."""
+        guided = guide is not None  # then a gradient with respect to x_t is taken, within
+        with (
+            torch.inference_mode(False) if guided else nullcontext(),
+            torch.no_grad() if guided else nullcontext(),
+        ):
+            contexts, mask = self.encode(batch)
+            kv = self.head.project(contexts, mask)
+            conditioning = self.head.step_conditioning(self.schedule, self.config.steps)
+            return self.head.sample(noise, conditioning, self.head_state(batch), kv, guide)

@@ -1,0 +1,282 @@
+"""Qwen-FAST: a Qwen-VL that says its actions, chunk by chunk, as words of the FAST tokenizer.
+
+Pertsch et al. 2025, "FAST: Efficient Action Tokenization for Vision-Language-Action Models". There is no action head: the
+vocabulary of the VLM gets the words `<robot_action_0>` .. `<robot_action_V-1>`, and a chunk is the assistant's answer.
+
+    training  actions (B, H, D), normalised -> FAST -> n tokens a row -> prompt + answer -> Qwen-VL -> logits
+              cross-entropy of the answer, mean over its tokens
+    acting    images, instruction -> prompt -> Qwen-VL, KV cache -> greedy tokens -> FAST -> (B, H, D) -> un-normalised
+
+Time: row h of a chunk is the action h control steps ahead, h = 0 .. H-1. The answer that is learnt: the action tokens and
+what the chat template puts after them with the next generation prompt, `<|im_end|>\\n<|im_start|>assistant\\n` (as StarVLA
+counts it). Steps past the end of an episode are told as the last action before it, held.
+
+Acting, only action tokens are scored. With `decoding="valid"` further only those that can still make a chunk of H * D
+coefficients (`ChunkGrammar`), so every answer is a chunk and ends with its last coefficient. With `"free"` the model ends
+by itself, and `TokenDecodeError` says so where its words are no chunk; nothing is ever replaced by zeros.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ConfigError
+from vla_agents.normalize import Normalizer
+from vla_agents.policies.fast_grammar import ChunkGrammar, ChunkState
+from vla_agents.policies.fast_tokenizer import FastTokenizer
+from vla_agents.policies.policy import Batch, Policy
+from vla_agents.policies.qwen_vl import QwenVLBackbone
+
+ACTION_WORD = "<robot_action_{}>"
+
+
+@dataclass(frozen=True)
+class QwenFASTConfig:
+    """What makes a Qwen-FAST besides embodiment and statistics."""
+
+    vlm: str = "tiny"
+    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (the pretrained one we ship)."""
+    horizon: int = 8
+    """H: actions predicted per chunk."""
+    execute: int = 4
+    """Actions of a chunk that are carried out before the next one is planned (default; can be changed when acting)."""
+    fast: str = ""
+    """FAST tokenizer: a folder or hub id (physical-intelligence/fast); empty: fitted on the training data."""
+    fast_scale: float = 10
+    """Fitting: larger keeps more detail of the actions and takes more tokens."""
+    fast_vocab: int = 1024
+    """Fitting: number of tokens."""
+    decoding: Literal["valid", "free"] = "valid"
+    """Acting: only tokens that can still make a chunk, or any action token until the model ends."""
+    state: Literal["text", "none"] = "none"
+    """Whether the proprioceptive state is written into the prompt, in 256 bins over [-1, 1] of its normalised values."""
+    prompt: str = "{instruction}"
+    """What the model is told; {instruction} is replaced, {horizon} too."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the VLM's weights."""
+
+
+class QwenFAST(Policy):
+    """See the module docstring.
+
+    Args:
+        config: Its shape.
+        backbone: The VLM; words it lacks are added to it.
+        embodiment: What observations and actions mean.
+        normalizers: Of `"state"` and `"action"`.
+        fast_tokenizer: The tokenizer or its folder, instead of what `config.fast` names.
+    """
+
+    config_class = QwenFASTConfig
+
+    def __init__(
+        self,
+        config: QwenFASTConfig,
+        backbone: QwenVLBackbone,
+        embodiment: Embodiment,
+        normalizers: Mapping[str, Normalizer],
+        fast_tokenizer: FastTokenizer | str | Path | None = None,
+    ) -> None:
+        super().__init__(embodiment, normalizers, config.horizon, config.execute)
+        if "{instruction}" not in config.prompt:
+            raise ConfigError(f"prompt {config.prompt!r} lacks {{instruction}}")
+        self.config = config
+        self.backbone = backbone
+        source = fast_tokenizer or config.fast or None
+        tokenizer = FastTokenizer.load(source) if isinstance(source, str | Path) else source
+        count = len(tokenizer) if tokenizer else config.fast_vocab
+        self.action_ids = backbone.add_tokens([ACTION_WORD.format(i) for i in range(count)])
+        self._after_answer = _after_answer(backbone.tokenizer)
+        self._fast: FastTokenizer | None = None
+        self._grammar: ChunkGrammar | None = None
+        if tokenizer:
+            self.fast = tokenizer
+
+    # ---- the action tokenizer -----------------------------------------------------------------------------
+    @property
+    def fast(self) -> FastTokenizer:
+        """The action tokenizer."""
+        if self._fast is None:
+            raise ConfigError(
+                "this Qwen-FAST has no action tokenizer yet",
+                "call prepare(chunks) with training data, or name a FAST tokenizer with `fast`",
+            )
+        return self._fast
+
+    @fast.setter
+    def fast(self, tokenizer: FastTokenizer) -> None:
+        if len(tokenizer) > len(self.action_ids):
+            raise ConfigError(
+                f"the FAST tokenizer has {len(tokenizer)} tokens, the VLM words for {len(self.action_ids)}"
+            )
+        self._fast, self._grammar = tokenizer, ChunkGrammar(tokenizer)
+
+    def prepare(self, chunks: np.ndarray) -> None:
+        """Fit the action tokenizer, where none was given, on (N, H, D) chunks in the embodiment's units."""
+        if self._fast is None:
+            normalized = self.normalizers["action"].normalize(np.asarray(chunks, np.float32))
+            self.fast = FastTokenizer.fit(normalized, self.config.fast_scale, self.config.fast_vocab)
+
+    def save_parts(self, folder: Path) -> None:
+        """The VLM's files and the action tokenizer (`fast/`)."""
+        super().save_parts(folder)
+        if self._fast is not None:
+            self._fast.save(folder / "fast")
+
+    @classmethod
+    def load_parts(cls, folder: Path) -> dict[str, Any]:
+        """The action tokenizer of a checkpoint."""
+        return {"fast_tokenizer": folder / "fast"} if (folder / "fast").is_dir() else {}
+
+    # ---- training -----------------------------------------------------------------------------------------
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """`{"action_ce": ...}`, the mean over the tokens of the answers."""
+        hidden, labels = self.answered(batch)
+        where = labels[:, 1:] >= 0  # the state at t predicts token t + 1
+        logits = self.backbone.vlm.lm_head(hidden[:, :-1][where]).float()
+        return {"action_ce": nn.functional.cross_entropy(logits, labels[:, 1:][where])}
+
+    def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Hidden states (B, L, hidden) of prompts with answers; labels (B, L): tokens from the first action on, or -100."""
+        answers = [
+            "".join(ACTION_WORD.format(token) for token in row) + self._after_answer
+            for row in self.tokenize(batch)
+        ]
+        encoding = self.backbone.encode(self._images(batch), self.prompts(batch), answers=answers)
+        ids = encoding.input_ids
+        action = torch.isin(ids, torch.tensor(self.action_ids, device=ids.device))
+        begun = action.cumsum(1) > 0
+        return encoding.hidden, ids.masked_fill(~begun, -100)
+
+    def tokenize(self, batch: Batch) -> list[list[int]]:
+        """FAST tokens of the batch's actions, one list per sample."""
+        if batch.action is None:
+            raise ConfigError("a training batch needs actions")
+        actions = batch.action
+        if batch.mask is not None:  # the last action inside the episode is held
+            steps = torch.arange(actions.shape[1], device=actions.device)
+            last = torch.where(batch.mask, steps, 0).amax(1, keepdim=True)
+            actions = actions.take_along_dim(torch.minimum(steps, last)[..., None], dim=1)
+        return self.fast.encode(self.normalizers["action"].normalize(actions).float().cpu().numpy())
+
+    def prompts(self, batch: Batch) -> list[str]:
+        """The B user texts."""
+        texts = batch.instructions
+        if self.config.state == "text" and self.embodiment.state_dim:
+            state = self.normalized_state(batch)
+            if state is None:
+                raise ConfigError("the batch has no state, and this policy was made with state='text'")
+            bins = np.digitize(state.float().cpu().numpy(), np.linspace(-1, 1, 257)[:-1]) - 1
+            told = [" ".join(str(number) for number in row) for row in bins]
+            texts = [f"{text} [STATE] {numbers}" for text, numbers in zip(texts, told, strict=True)]
+        template = self.config.prompt.replace("{horizon}", str(self.horizon))
+        return [template.replace("{instruction}", text) for text in texts]
+
+    def _images(self, batch: Batch) -> list[Tensor]:
+        return [batch.images[name] for name in self.embodiment.camera_names]
+
+    # ---- acting -------------------------------------------------------------------------------------------
+    def predict_action(self, batch: Batch, prefix: Tensor | None = None) -> Tensor:
+        """(B, H, D) in the embodiment's units.
+
+        Raises:
+            TokenDecodeError: With `decoding="free"`, where an answer is no chunk.
+        """
+        if prefix is not None:
+            raise ConfigError("Qwen-FAST cannot continue a prefix of actions", "use a flow policy")
+        return self.normalizers["action"].unnormalize(self.normalized_actions(batch))
+
+    def normalized_actions(self, batch: Batch) -> Tensor:
+        """Predicted chunks in normalised units, float32 (B, H, D)."""
+        chunks = self.fast.decode(self.generate(batch), self.horizon, self.embodiment.action_dim)
+        return torch.from_numpy(chunks).to(self.device, torch.float32)
+
+    @torch.no_grad()
+    def generate(self, batch: Batch) -> list[list[int]]:
+        """The greedy answers as FAST tokens (without the end), one list per sample."""
+        from transformers import DynamicCache
+
+        vlm = self.backbone.vlm
+        answers = _Answers(self, len(batch))
+        inputs, mask = self.backbone.inputs(self._images(batch), self.prompts(batch))
+        said = torch.tensor(answers.ids, device=mask.device)
+        words = vlm.lm_head.weight[said]  # (A, hidden): no other word is scored
+        cache = DynamicCache(config=vlm.config.get_text_config())
+        seen = inputs["attention_mask"]  # None: nothing is padded
+        place = inputs["position_ids"][..., -1:]  # (3, B, 1); after the pictures all three axes advance alike
+        while True:
+            hidden = vlm.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
+            choice = answers.choose((hidden @ words.T).float())
+            if answers.complete:
+                return answers.tokens
+            place = place + 1
+            seen = None if seen is None else torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
+            inputs = {"input_ids": said[choice][:, None], "attention_mask": seen, "position_ids": place}
+
+
+class _Answers:
+    """B answers in the making: which words may follow, which were said."""
+
+    def __init__(self, policy: QwenFAST, count: int) -> None:
+        size = policy.horizon * policy.embodiment.action_dim
+        fast = policy.fast
+        self.tokens: list[list[int]] = [[] for _ in range(count)]
+        self._free = policy.config.decoding == "free"
+        self._grammar = policy._grammar
+        self._states = [ChunkState(size)] * count
+        self._words = len(fast)
+        self._most = size * len(chr(len(fast.known_codes) - 1).encode())  # bytes of the longest chunk
+        self.ids = policy.action_ids[: self._words]
+        if self._free:
+            self.ids = [*self.ids, policy.backbone.tokenizer.eos_token_id]
+        self._ended = [False] * count
+
+    @property
+    def complete(self) -> bool:
+        """Whether all have ended."""
+        return all(self._ended)
+
+    def choose(self, scores: Tensor) -> Tensor:
+        """The best words that may follow: scores (B, A) -> indices (B,), which are noted."""
+        if not self._free:
+            assert self._grammar is not None
+            may = [self._grammar.allowed(state) for state in self._states]
+            may = [
+                row if row.any() else np.ones_like(row) for row in may
+            ]  # complete: what is said is not kept
+            scores = scores.masked_fill(~torch.from_numpy(np.stack(may)).to(scores.device), -torch.inf)
+        choice = scores.argmax(-1)
+        for row, token in enumerate(choice.tolist()):
+            if not self._ended[row]:
+                self._note(row, token)
+        return choice
+
+    def _note(self, row: int, token: int) -> None:
+        if self._free:
+            if token < self._words:
+                self.tokens[row].append(token)
+            self._ended[row] = token == self._words or len(self.tokens[row]) >= self._most
+            return
+        assert self._grammar is not None
+        self.tokens[row].append(token)
+        self._states[row] = self._grammar.advance(self._states[row], token)
+        self._ended[row] = self._states[row].complete
+
+
+def _after_answer(tokenizer: Any) -> str:
+    """What the chat template puts after an answer, the next generation prompt included."""
+    mark = ACTION_WORD.format(0)
+    turns = [{"role": role, "content": [{"type": "text", "text": mark}]} for role in ("user", "assistant")]
+    chat: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    before, found, after = chat.rpartition(mark)
+    if not found or mark not in before:
+        raise ConfigError(f"the chat template does not give an answer as it is: {chat!r}")
+    return after

@@ -1,0 +1,368 @@
+"""Does our code compute what StarVLA computed? A folder of StarVLA's inputs and outputs, row by row.
+
+    FIXTURE/run/          config.yaml, dataset_statistics.json, checkpoints/...
+    FIXTURE/inputs/       ex0.json {"lang": ..., "views": n}, ex0_view0.png, ..., ex0_action.npy (normalised), ex0_state.npy
+    FIXTURE/outputs.npz   single.* (ex0), batch.* and train.* (all): input_ids, pixel_values, last_hidden, noise, loss, ...
+    FIXTURE/meta.json     gradient norms, FAST tokens
+
+Everything runs in float32 on the CPU, with the noise and the times that StarVLA drew. What the files do not say is taken as
+StarVLA (pinned transformers, state of 2026) has it, and printed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from tyro.conf import Positional
+
+from vla_agents.errors import CheckpointError, ConfigError
+from vla_agents.policies.policy import Batch, Policy
+from vla_agents.policies.qwen_decoder import run_decoder
+from vla_agents.policies.starvla import load_starvla
+from vla_agents.policies.starvla_options import StarVLAOptions, is_qwen3
+from vla_agents.policies.starvla_run import StarVLARun, read_run, read_weights, require_framework
+from vla_agents.policies.starvla_units import action_normalizer, known_family
+from vla_agents.policies.starvla_weights import our_name
+
+ACTIONS, HIDDEN, LOSS, GRADIENTS = 1e-4, 1e-4, 1e-4, 1e-3
+_FAST_NAMES = ("fast_tokenizer", "_fast_tiny", "fast")
+
+
+@dataclass(frozen=True)
+class CheckConfig:
+    """Compare our numbers with StarVLA's on a folder of its inputs and outputs; exit status 1 where a bound is exceeded."""
+
+    fixture: Positional[str]
+    """Folder with run/, inputs/, outputs.npz and meta.json."""
+    vlm: str
+    """Folder or hub id with the VLM's config, tokenizer and preprocessor_config.json; its weights are not read."""
+    framework: str | None = None
+    """qwen_fast, qwen_oft, qwen_pi or qwen_gr00t; by default what run/config.yaml says."""
+    final_norm: bool | None = None
+    """Qwen3-VL: whether the head saw the last layer after the final norm; by default false, as with transformers 4.57."""
+    pi_semantics: Literal["interleaved", "cross_only"] | None = None
+    """Qwen-PI; by default what StarVLA of 2026 does with run/config.yaml."""
+    fast_tokenizer: str | None = None
+    """Qwen-FAST: folder of the FAST tokenizer; by default a folder `fast_tokenizer` beside the frameworks' folders."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One compared quantity.
+
+    Args:
+        name: e.g. `"single.normalized_actions"`.
+        error: The largest difference; of ids the number of entries that differ.
+        bound: What it must not exceed.
+        note: How it was measured.
+        place: Where the largest error is, if that has a name.
+    """
+
+    name: str
+    error: float
+    bound: float
+    note: str = ""
+    place: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the bound (NaN is not)."""
+        return self.error <= self.bound
+
+
+class Check:
+    """A fixture and the policy made from it.
+
+    Args:
+        config: See `CheckConfig`.
+    """
+
+    def __init__(self, config: CheckConfig) -> None:
+        self.folder = Path(config.fixture)
+        for name in ("run", "inputs", "outputs.npz", "meta.json"):
+            if not (self.folder / name).exists():
+                raise CheckpointError(
+                    self.folder, f"{name} is missing", "give a folder with the fixtures' layout"
+                )
+        self.run = read_run(self.folder / "run")
+        self.framework = require_framework(config.framework or self.run.framework)
+        with np.load(self.folder / "outputs.npz", allow_pickle=False) as file:
+            self.outputs = {name: file[name] for name in file.files}
+        self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
+        self.cameras, self.count = _inputs(self.folder / "inputs")
+        self.assumed: list[str] = []
+        self.options = self._options(config)
+        self.policy: Any = load_starvla(self.folder / "run", self.options, device="cpu")
+
+    def _options(self, config: CheckConfig) -> StarVLAOptions:
+        qwen3 = is_qwen3(read_weights(self.run.weights))
+        final_norm = not qwen3 if config.final_norm is None else config.final_norm
+        if self.framework == "qwen_fast":
+            final_norm = True
+        semantics, fast = config.pi_semantics, config.fast_tokenizer
+        if config.final_norm is None and self.framework != "qwen_fast":
+            where = "after" if final_norm else "before"
+            self.assumed.append(
+                f"the last layer is read {where} the final norm (transformers 4.57; --final-norm)"
+            )
+        if self.framework == "qwen_pi" and semantics is None:
+            semantics = _semantics(self.run)
+            self.assumed.append(
+                f"PI semantics {semantics} (StarVLA of 2026 with this config; --pi-semantics)"
+            )
+        if self.framework == "qwen_fast" and fast is None:
+            fast = _find_fast(self.folder)
+            self.assumed.append(f"FAST tokenizer {fast} (--fast-tokenizer)")
+        return StarVLAOptions(
+            vlm=config.vlm,
+            framework=self.framework,
+            unnormalization="none",
+            final_norm=final_norm,
+            pi_semantics=semantics,
+            state=(self.folder / "inputs" / "ex0_state.npy").is_file(),
+            cameras=self.cameras,
+            fast_tokenizer=fast,
+        )
+
+    # ---- what is compared ---------------------------------------------------------------------------------
+    def rows(self) -> Iterator[Row]:
+        """All quantities that the fixture holds, one after the other."""
+        for how, count in (("single", 1), ("batch", self.count)):
+            if f"{how}.normalized_actions" in self.outputs:
+                yield from self._acting(how, self.batch(count))
+        if "train.loss" in self.outputs:
+            yield from self._training(self.batch(self.count))
+
+    def batch(self, count: int) -> Batch:
+        """The first `count` inputs; `action` is normalised already."""
+        return _read_batch(self.folder / "inputs", self.cameras, count, self._picture_size())
+
+    def _picture_size(self) -> tuple[int, int] | None:
+        """(width, height) to which StarVLA brings pictures before its processor; its FAST leaves them."""
+        height, width = self.run.image_size
+        return None if self.framework == "qwen_fast" else (width, height)
+
+    def _acting(self, how: str, batch: Batch) -> Iterator[Row]:
+        kwargs = {}
+        if f"{how}.noise" in self.outputs:
+            kwargs["noise"] = torch.from_numpy(self.outputs[f"{how}.noise"])
+        with torch.no_grad(), _whole_prompt(self.policy), _recorded(self.policy) as seen:
+            actions = self.policy.predict_action(batch, **kwargs)
+        inputs, mask = seen[0]
+        yield from self._input_rows(how, inputs, mask)
+        yield from self._hidden_rows(how, inputs, mask)
+        if self.framework == "qwen_fast":
+            yield from self._token_rows(how, batch)
+        yield self._near(f"{how}.normalized_actions", actions, ACTIONS)
+        if self.framework == "qwen_oft":
+            with torch.no_grad():
+                cut = self.policy.predict_action(batch)
+            yield self._near(f"{how}.normalized_actions", cut, ACTIONS, " (cut)")
+        yield from self._unnormalized_rows(how, actions)
+
+    def _input_rows(self, how: str, inputs: Mapping[str, Any], mask: Tensor) -> Iterator[Row]:
+        own = {"input_ids": inputs["input_ids"], "attention_mask": mask.long()}
+        own |= {name: inputs[name] for name in ("image_grid_thw", "pixel_values")}
+        for name, value in own.items():
+            if f"{how}.{name}" in self.outputs:
+                yield self._same(f"{how}.{name}", value)
+
+    def _hidden_rows(self, how: str, inputs: Mapping[str, Any], mask: Tensor) -> Iterator[Row]:
+        """Where nothing is padded; StarVLA's `hidden_states` are embedding and layers, the last one normed or not."""
+        model, depth = self.policy.backbone.vlm.model, self.policy.backbone.num_layers
+        norm = bool(self.options.final_norm)
+        for name, layers in (("last_hidden", [depth]), ("hidden_states", list(range(depth + 1)))):
+            if f"{how}.{name}" in self.outputs:
+                with torch.no_grad():
+                    kept = run_decoder(model, inputs, mask, layers, final_norm=norm)
+                own = kept[0] if name == "last_hidden" else torch.stack(kept)
+                yield self._near(f"{how}.{name}", own[..., mask, :], HIDDEN, where=mask.numpy())
+
+    def _token_rows(self, how: str, batch: Batch) -> Iterator[Row]:
+        wanted = self.meta.get(f"{how}.fast_tokens")
+        if wanted is not None:
+            said = self.policy.generate(batch)
+            wrong = sum(a != b for a, b in zip(said, wanted, strict=True))
+            yield Row(f"{how}.fast_tokens", wrong, 0, "answers differ")
+
+    def _unnormalized_rows(self, how: str, actions: Tensor) -> Iterator[Row]:
+        key = self.meta.get("unnorm_key") or next(iter(self.run.statistics), "")
+        entry = self.run.statistics.get(key, {}).get("action", {})
+        for convention in ("head", "dec2025"):
+            name = f"{how}.unnorm_{convention}"
+            if name in self.outputs:
+                libero = known_family(self.run.data_mix) != "oxe"
+                ranges: Any = "min_max" if libero and convention == "head" else "q01_q99"
+                normalizer = action_normalizer(self.policy.embodiment.action, entry, convention, ranges)  # type: ignore[arg-type]
+                yield self._near(name, normalizer.unnormalize(actions), ACTIONS)
+
+    def _training(self, batch: Batch) -> Iterator[Row]:
+        kwargs = {}
+        for name, key in (("noise", "train.noise"), ("time", "train.t")):
+            if key in self.outputs:
+                kwargs[name] = torch.from_numpy(self.outputs[key])
+        self.policy.zero_grad(set_to_none=True)
+        with _whole_prompt(self.policy), _recorded(self.policy) as seen:
+            (loss,) = self.policy(batch, **kwargs).values()
+        loss.backward()
+        yield from self._input_rows("train", *seen[0])
+        if "train.labels" in self.outputs:
+            yield self._same("train.labels", self.policy.answered(batch)[1])
+        wanted = float(self.outputs["train.loss"])
+        yield Row(
+            "train.loss", abs(float(loss.detach()) - wanted) / max(abs(wanted), 1e-12), LOSS, "relative"
+        )
+        yield from self._gradient_rows()
+
+    def _gradient_rows(self) -> Iterator[Row]:
+        norms = {our_name(k, self.framework): v for k, v in self.meta.get("train.grad_norms", {}).items()}
+        if not norms:
+            return
+        own = {
+            name: 0.0 if p.grad is None else float(p.grad.norm())
+            for name, p in self.policy.named_parameters()
+        }
+        floor = 1e-6 * max(norms.values())  # what cannot have a gradient (a key's bias) has rounding noise
+        errors = {n: abs(own.get(n, 0.0) - value) / max(value, floor) for n, value in norms.items()}
+        worst = max(errors, key=lambda name: errors[name])
+        yield Row("train.grad_norms", errors[worst], GRADIENTS, "relative", worst)
+        without = {our_name(k, self.framework) for k in self.meta.get("train.params_without_grad", [])}
+        extra = [name for name, value in own.items() if name in without and value > 0]
+        yield Row("train.params_without_grad", len(extra), 0, "have one here")
+
+    # ---- measures -----------------------------------------------------------------------------------------
+    def _same(self, name: str, own: Tensor) -> Row:
+        wanted, found = self.outputs[name], own.detach().numpy()
+        if wanted.shape != found.shape:
+            return Row(name, np.inf, 0, f"shape {found.shape}, expected {wanted.shape}")
+        return Row(name, float((wanted != found).sum()), 0, f"differ, of {wanted.size}")
+
+    def _near(
+        self, name: str, own: Tensor, bound: float, suffix: str = "", where: np.ndarray | None = None
+    ) -> Row:
+        wanted, found = self.outputs[name], own.detach().double().numpy()
+        wanted = wanted if where is None else wanted[..., where, :]
+        if wanted.shape != found.shape:
+            return Row(name + suffix, np.inf, bound, f"shape {found.shape}, expected {wanted.shape}")
+        return Row(name + suffix, float(np.abs(wanted - found).max()), bound, "max |Δ|")
+
+
+def check_starvla(config: CheckConfig) -> bool:
+    """Print the table; returns whether every quantity is within its bound."""
+    from rich.console import Console
+    from rich.table import Table
+
+    check = Check(config)
+    console = Console()
+    for line in check.assumed:
+        console.print(f"assumed: {line}", highlight=False, soft_wrap=True)
+    rows = list(check.rows())
+    table = Table(title=f"{check.framework}, {check.run.weights.name}")
+    for heading in ("quantity", "error", "bound", "", "measured as"):
+        right = heading in ("error", "bound")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "measured as")
+    for row in rows:
+        verdict = "[green]PASS" if row.passed else "[bold red]FAIL"
+        table.add_row(row.name, f"{row.error:.3g}", f"{row.bound:.3g}", verdict, row.note)
+    console.print(table)
+    for row in rows:
+        if row.place:
+            console.print(f"{row.name}: largest at {row.place}", highlight=False, soft_wrap=True)
+    failed = sum(not row.passed for row in rows)
+    console.print(f"{len(rows) - failed} of {len(rows)} quantities within their bounds", highlight=False)
+    return bool(rows) and not failed
+
+
+# ---- reading a fixture ----------------------------------------------------------------------------------------
+def _inputs(folder: Path) -> tuple[tuple[str, ...], int]:
+    """Names of the views, number of examples."""
+    count = len(list(folder.glob("ex*.json")))
+    views = len(list(folder.glob("ex0_view*.png")))
+    if not count or not views:
+        raise CheckpointError(
+            folder, "no ex0.json with ex0_view0.png", "give a folder with the fixtures' layout"
+        )
+    return tuple(f"view{index}" for index in range(views)), count
+
+
+def _read_batch(folder: Path, cameras: tuple[str, ...], count: int, size: tuple[int, int] | None) -> Batch:
+    from PIL import Image
+
+    def array(index: int, what: str) -> np.ndarray | None:
+        file = folder / f"ex{index}_{what}.npy"
+        return np.load(file, allow_pickle=False).astype(np.float32) if file.is_file() else None
+
+    def picture(index: int, name: str) -> np.ndarray:
+        image = Image.open(folder / f"ex{index}_{name}.png").convert("RGB")
+        return np.asarray(image if size is None else image.resize(size))
+
+    states = [array(index, "state") for index in range(count)]
+    actions = [array(index, "action") for index in range(count)]
+    texts = [json.loads((folder / f"ex{i}.json").read_text(encoding="utf-8"))["lang"] for i in range(count)]
+    return Batch(
+        images={
+            name: torch.from_numpy(np.stack([picture(i, name) for i in range(count)])) for name in cameras
+        },
+        instructions=texts,
+        state=_stack([state.reshape(-1) for state in states if state is not None]),
+        action=_stack([action for action in actions if action is not None]),
+    )
+
+
+def _stack(rows: list[np.ndarray]) -> Tensor | None:
+    return torch.from_numpy(np.stack(rows)) if rows else None
+
+
+def _semantics(run: StarVLARun) -> Literal["interleaved", "cross_only"]:
+    """What StarVLA does since June 2026: as the config says, where `use_canonical_forward` is true by default."""
+    cfg = "framework.action_model.diffusion_model_cfg."
+    canonical = run.get(cfg + "use_canonical_forward", default=True)
+    interleave = run.get(cfg + "interleave_self_attention", default=False)
+    return "interleaved" if canonical and interleave else "cross_only"
+
+
+def _find_fast(folder: Path) -> str:
+    for parent in folder.resolve().parents[:3]:
+        for name in _FAST_NAMES:
+            if (parent / name / "tokenizer.json").is_file():
+                return str(parent / name)
+    raise ConfigError(f"no folder {' or '.join(_FAST_NAMES)} near {folder}", "give --fast-tokenizer FOLDER")
+
+
+@contextmanager
+def _recorded(policy: Policy) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
+    """What `backbone.inputs` returned, call by call."""
+    backbone: Any = policy.backbone
+    original: Callable[..., tuple[dict[str, Any], Tensor]] = backbone.inputs
+    calls: list[tuple[dict[str, Any], Tensor]] = []
+
+    def inputs(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], Tensor]:
+        calls.append(original(*args, **kwargs))
+        return calls[-1]
+
+    backbone.inputs = inputs
+    try:
+        yield calls
+    finally:
+        del backbone.inputs
+
+
+@contextmanager
+def _whole_prompt(policy: Any) -> Iterator[None]:
+    """Qwen-OFT without its cut, so that the token ids can be compared."""
+    config = policy.config
+    if hasattr(config, "cut"):
+        policy.config = dataclasses.replace(config, cut=False)
+    try:
+        yield
+    finally:
+        policy.config = config
