@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -150,13 +152,23 @@ def test_an_agent_refuses_another_env(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_ctrl_c_in_a_command_exits_130(tmp_path: Path) -> None:
-    script = (
-        "import sys, os, signal, threading; from vla_agents import cli;"
-        "threading.Timer(6.0, os.kill, (os.getpid(), signal.SIGINT)).start();"
-        f"sys.exit(cli.main(['collect', '--out', {str(tmp_path / 'd')!r}, '--episodes', '100000',"
-        "'--env-args', 'image_size=32']))"
-    )
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120)
-    assert done.returncode == 130, done.stderr
-    assert "--resume" in done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
+    words = ["collect", "--out", str(tmp_path / "d"), "--episodes", "100000", "--env-args", "image_size=32"]
+    script = f"import sys; from vla_agents import cli; sys.exit(cli.main({words!r}))"
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen([sys.executable, "-c", script], **pipes)  # type: ignore[call-overload]
+    info = tmp_path / "d" / "meta" / "info.json"
+    for _ in range(600):  # until it records
+        if process.poll() is not None or (
+            info.exists() and json.loads(info.read_text())["total_episodes"] > 2
+        ):
+            break
+        time.sleep(0.2)
+    while (
+        process.poll() is None
+    ):  # an interrupt may fall into a callback that cannot raise: a user presses again
+        process.send_signal(signal.SIGINT)
+        time.sleep(3)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert "--resume" in out + err
+    assert "Traceback" not in err
