@@ -92,7 +92,7 @@ def test_several_draws_share_one_context(kind: str) -> None:
 def test_conditioning_is_kept_until_a_weight_changes() -> None:
     head = flow_head("gr00t")
     first = head.step_conditioning(SCHEDULE, 4)
-    assert head.step_conditioning(SCHEDULE, 4) is first
+    assert head.step_conditioning(SCHEDULE, 4) is first and not first.silu_time.requires_grad
     assert head.step_conditioning(SCHEDULE, 5) is not first
     kept = head.step_conditioning(SCHEDULE, 4)
     head.load_state_dict(flow_head("gr00t", seed=1).state_dict())

@@ -163,8 +163,8 @@ class QwenFAST(Policy):
         actions = batch.action
         if batch.mask is not None:  # the last action inside the episode is held
             steps = torch.arange(actions.shape[1], device=actions.device)
-            last = torch.where(batch.mask, steps, 0).amax(1, keepdim=True)
-            actions = actions.take_along_dim(torch.minimum(steps, last)[..., None], dim=1)
+            held = torch.where(batch.mask, steps, 0).cummax(1).values  # (B, H)
+            actions = actions.take_along_dim(held[..., None], dim=1)
         return self.fast.encode(self.normalizers["action"].normalize(actions).float().cpu().numpy())
 
     def prompts(self, batch: Batch) -> list[str]:

@@ -182,7 +182,7 @@ class FlowHead(nn.Module):
             return self.condition(buckets)
         key = (schedule, steps, tuple((p._version, p.data_ptr(), p.dtype) for p in parameters))
         if self._kept is None or self._kept[0] != key:
-            with torch.inference_mode(False):
+            with torch.inference_mode(False), torch.no_grad():  # in this order: the first turns gradients on
                 self._kept = (key, self.condition(buckets))
         return self._kept[1]
 

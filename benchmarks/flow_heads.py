@@ -1,0 +1,125 @@
+"""What the flow heads save per prediction by computing once what does not change: `python benchmarks/flow_heads.py`.
+
+The plain way projects keys and values of the context, the time embedding and every token at every denoising step, as
+StarVLA's `predict_action` does. Same weights, same process, same result (the last column is the largest difference).
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape
+from vla_agents.policies.heads.flow_blocks import sinusoid
+from vla_agents.policies.heads.flow_schedule import FlowSchedule
+from vla_agents.policies.heads.gr00t import GR00THead
+from vla_agents.policies.heads.layerwise import LayerwiseHead
+
+SCHEDULE = FlowSchedule()
+HORIZON, ACTION, STATE = 8, 7, 8
+
+
+def plain(head: FlowHead, noise: Tensor, state: Tensor, contexts: list[Tensor], steps: int) -> Tensor:
+    """Everything anew at every step."""
+    assert head.state_encoder is not None and head.position_embedding is not None
+    x, count = noise, len(noise)
+    for step in range(steps):
+        bucket = torch.full((count,), int(step / steps * 1000), device=x.device)
+        silu_time = F.silu(head.model.timestep_encoder(bucket))
+        encoder = head.action_encoder
+        code = sinusoid(bucket, encoder.width, cosine_first=False, last=False)[:, None].expand(
+            -1, HORIZON, -1
+        )
+        hidden = encoder.layer3(F.silu(encoder.layer2(torch.cat([encoder.layer1(x), code], -1))))
+        hidden = hidden + head.position_embedding.weight[:HORIZON]
+        future = head.future_tokens.weight.expand(count, -1, -1)
+        tokens = torch.cat([head.state_encoder(state)[:, None], future, hidden], 1)
+        given = iter(contexts)
+        for block, cross in zip(head.model.transformer_blocks, head.crosses, strict=True):
+            kv = block.attn1.project(next(given), None) if cross else None
+            tokens = block(tokens, block.norm1.modulation(silu_time), kv)
+        conditioning = head.condition(bucket)
+        x = x + head.action_decoder(head.read_out(tokens, conditioning))[:, -HORIZON:] / steps
+    return x
+
+
+def once(head: FlowHead, noise: Tensor, state: Tensor, contexts: list[Tensor], steps: int) -> Tensor:
+    """The library's way."""
+    return head.sample(noise, head.step_conditioning(SCHEDULE, steps), state, head.project(contexts, None))
+
+
+def milliseconds(work: Callable[[], Tensor], repeats: int) -> float:
+    """Median time of one call."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        times.append(1000 * (time.perf_counter() - start))
+    return statistics.median(times)
+
+
+@torch.no_grad()
+def compare(name: str, head: FlowHead, length: int, steps: int, repeats: int, device: str) -> None:
+    """Print one row."""
+    torch.manual_seed(0)
+    head = head.eval().to(device)
+    noise, state = torch.randn(1, HORIZON, ACTION, device=device), torch.randn(1, STATE, device=device)
+    context = torch.randn(1, length, head.shape.context_dim, device=device)
+    contexts = [context] * sum(head.crosses)
+    error = (
+        (once(head, noise, state, contexts, steps) - plain(head, noise, state, contexts, steps)).abs().max()
+    )
+    slow, fast = (
+        milliseconds(lambda way=way: way(head, noise, state, contexts, steps), repeats)
+        for way in (plain, once)
+    )
+    print(f"{name:<44}{slow:>10.1f}{fast:>10.1f}{slow / fast:>9.2f}{error.item():>12.1e}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hidden", type=int, default=512, help="width of the VLM")
+    parser.add_argument("--layers", type=int, default=8, help="layers of the VLM (blocks of the PI head)")
+    parser.add_argument(
+        "--length", type=int, default=170, help="tokens of the prompt (two 224 px views: 128 + text)"
+    )
+    parser.add_argument("--steps", type=int, default=4, help="denoising steps")
+    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    hidden, layers = options.hidden, options.layers
+
+    def shape(width: int, heads: int, depth: int) -> FlowHeadShape:
+        return FlowHeadShape(ACTION, HORIZON, hidden, width, heads, depth, STATE)
+
+    heads = {
+        f"PI interleaved, {layers} blocks x {hidden}": LayerwiseHead(
+            shape(hidden, hidden // 64, layers), "interleaved"
+        ),
+        f"PI cross_only, {layers} blocks x {hidden}": LayerwiseHead(
+            shape(hidden, hidden // 64, layers), "cross_only"
+        ),
+        "GR00T DiT-B, 16 blocks x 768": GR00THead(shape(768, 12, 16)),
+    }
+    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
+    print(
+        f"{where}; context {options.length} x {hidden}, {options.steps} steps, chunk {HORIZON} x {ACTION}, fp32"
+    )
+    print(f"{'head':<44}{'plain ms':>10}{'once ms':>10}{'ratio':>9}{'max diff':>12}")
+    for name, head in heads.items():
+        compare(name, head, options.length, options.steps, options.repeats, options.device)
+
+
+if __name__ == "__main__":
+    main()
