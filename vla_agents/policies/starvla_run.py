@@ -10,11 +10,11 @@ Weights are read without running code from the file (`weights_only=True`); a pic
 from __future__ import annotations
 
 import json
-import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError  # only to recognise torch's refusal
 from typing import Any
 
 from torch import Tensor
@@ -190,7 +190,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
         if file.suffix == ".safetensors":
             return load_file(str(file))
         data = torch.load(str(file), map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
+    except UnpicklingError as error:
         raise CheckpointError(
             file,
             f"it holds more than tensors, which a pickle runs as code: refused ({_first_line(error)})",
