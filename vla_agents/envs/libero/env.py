@@ -104,8 +104,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             del self.observation_space.spaces["images"]
         self.action_space = self.embodiment.action_space()
         self._image_size = image_size
-        self._rendering = bool(cameras) or render_mode is not None
-        self._renderer = choose_gl() if self._rendering else "none"
+        self._renderer = choose_gl() if cameras or render_mode else "none"
         self._mujoco = mujoco_version()
         self._simulator: LiberoSimulator | None = None
         self._loaded: Task | None = None
@@ -132,8 +131,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         simulator = self._load(task)
         self._init_state = index
         simulator.reset(self._init_states_of(task)[index], seed=index)
-        for _ in range(self.settle_steps):
-            simulator.step(IDLE)
+        if not self.settle_steps:
+            simulator.look()
+        for left in reversed(range(self.settle_steps)):
+            simulator.step(IDLE, look=left == 0)
         self._steps, self._success = 0, False
         self._expert, self._expert_says = PickPlaceExpert(simulator), None
         return self._observe(), self._info()
@@ -148,7 +149,10 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     def render(self) -> np.ndarray | None:
         """The agentview picture, uint8 (image_size, image_size, 3), or None without a render mode."""
-        return self._ready().render("agentview", self._image_size) if self.render_mode else None
+        if self.render_mode is None:
+            return None
+        seen = self._ready().images.get("agentview")
+        return self._ready().render("agentview") if seen is None else seen.copy()
 
     def close(self) -> None:
         """Free the simulator."""
@@ -203,7 +207,12 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if self._simulator is None or task != self._loaded:
             if self._simulator is not None:
                 self._simulator.close()
-            self._simulator = LiberoSimulator(task.bddl_file, rendering=self._rendering)
+            self._simulator = LiberoSimulator(
+                task.bddl_file,
+                cameras=self.embodiment.camera_names,
+                size=self._image_size,
+                rendering=self.render_mode is not None,
+            )
             self._loaded = task
         return self._simulator
 
@@ -225,11 +234,8 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _observe(self) -> dict[str, Any]:
         simulator = self._ready()
         assert self._loaded is not None
-        observation = {"state": simulator.proprioception(), "instruction": self._loaded.language}
-        names = self.embodiment.camera_names
-        if names:
-            observation["images"] = {name: simulator.render(name, self._image_size) for name in names}
-        return observation
+        observation = {"state": simulator.state, "instruction": self._loaded.language}
+        return observation | ({"images": simulator.images} if simulator.images else {})
 
     def _info(self) -> dict[str, Any]:
         assert self._loaded is not None

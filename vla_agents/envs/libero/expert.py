@@ -7,7 +7,7 @@ recovers from being pushed aside; what fails is tried again with another grasp.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import numpy as np
 
@@ -20,6 +20,8 @@ _STEP = 0.05  # metres of an action of 1
 _TURN = 0.5  # radians of an action of 1
 _GAIN = 1.6  # above 1: the controller follows with a lag of three steps
 _ATTEMPTS = 5
+_CORRIDOR = 0.08  # half the width, in metres, of the way that must be clear
+_PATIENCE = 12  # steps without coming nearer after which a grasp is given up
 _HOVER = 0.08  # metres above the grasp from which the hand goes straight down
 
 
@@ -61,33 +63,37 @@ class PickPlaceExpert:
             yield self._towards(position, rotation, OPEN)
 
     def _pick_and_place(self, name: str, place: str, attempt: int) -> Iterator[np.ndarray]:
-        grasp = choose_grasp(self._points(name), self._obstacles(name), attempt)
+        grasp = choose_grasp(
+            self._points(name),
+            self._obstacles(name),
+            base=self._sim.base()[:2],
+            place=self._place(place)[:2],
+            attempt=attempt,
+        )
         rotation = _turned(grasp.yaw) @ self._down
-        above = grasp.position + _up(_HOVER)
-        yield from self._move(above, rotation, OPEN, reach=0.02, turn=0.12)
-        yield from self._move(grasp.position, rotation, OPEN, reach=0.006, limit=40)
-        yield from self._close_fingers(grasp.position, rotation)
         before = self._points(name)[:, 2].min()
-        lifted = grasp.position + _up(0.05)
-        yield from self._move(lifted, rotation, CLOSE, reach=0.02)
+        if (yield from self._descend(grasp.position, rotation)):
+            yield from self._close_fingers(grasp.position, rotation)
+            before = self._points(name)[:, 2].min()
+            yield from self._move(grasp.position + _up(0.05), rotation, CLOSE, reach=0.02)
         if self._points(name)[:, 2].min() < before + 0.01:
-            yield from self._move(above, rotation, OPEN, reach=0.03)
+            yield from self._move(grasp.position + _up(_HOVER), rotation, OPEN, reach=0.03)
             return
         yield from self._carry(name, place, rotation)
 
     def _carry(self, name: str, place: str, rotation: np.ndarray) -> Iterator[np.ndarray]:
         """Bring the held object over the place, lower it, let go."""
-        clearance = self._clear_height(name, place)
-        for height, reach, limit in ((clearance, 0.015, 80), (None, 0.012, 40)):
-            hand = self._sim.hand_pose()[0]
-            offset = self._origin(name)[:2] - hand[:2]
-            hang = hand[2] - self._points(name)[:, 2].min()
-            target = self._place(place)
-            level = target[2] + 0.01 if height is None else height
-            goal = np.array([*(target[:2] - offset), level + hang])
-            if height is not None:  # up first, so that nothing is swept along
-                yield from self._move(np.array([*hand[:2], goal[2]]), rotation, CLOSE, reach=0.03)
-            yield from self._move(goal, rotation, CLOSE, reach=reach, limit=limit)
+        hand, offset, hang = self._held(name)
+        top = max(hand[2], self._clear_height(name, place) + hang)
+        yield from self._move(np.array([*hand[:2], top]), rotation, CLOSE, reach=0.03)
+        over = np.array([*(self._place(place)[:2] - offset), top])
+        yield from self._move(over, rotation, CLOSE, reach=0.015)
+        _, now, hang = self._held(name)
+        if np.linalg.norm(now - offset) > 0.05:
+            return  # lost on the way
+        target = self._place(place)
+        down = np.array([*(target[:2] - now), target[2] + 0.01 + hang])
+        yield from self._move(down, rotation, CLOSE, reach=0.012, limit=40)
         position = self._sim.hand_pose()[0]
         for _ in range(8):
             yield self._towards(position, rotation, OPEN)
@@ -121,6 +127,26 @@ class PickPlaceExpert:
                 return
             yield self._towards(position, rotation, fingers)
 
+    def _descend(self, position: np.ndarray, rotation: np.ndarray) -> Generator[np.ndarray, None, bool]:
+        """Down to a pose through a funnel: the farther to the side or turned, the higher the hand stays.
+
+        Returns whether the pose was reached; gives up where nothing gets nearer for a while.
+        """
+        nearest, since = np.inf, 0
+        for _ in range(80):
+            here, turned = self._sim.hand_pose()
+            aside = float(np.linalg.norm((position - here)[:2]))
+            twist = float(np.linalg.norm(_rotation_vector(rotation @ turned.T)))
+            height = min(_HOVER, 6.0 * max(0.0, aside - 0.004) + 0.5 * max(0.0, twist - 0.08))
+            if height < 0.01 and abs(here[2] - position[2]) < 0.006:
+                return True
+            error = float(np.linalg.norm(position - here)) + 0.1 * twist
+            nearest, since = (error, 0) if error < nearest - 0.001 else (nearest, since + 1)
+            if since > _PATIENCE:
+                return error < 0.02  # touching something, but near enough to close the fingers
+            yield self._towards(position + _up(height), rotation, OPEN)
+        return False
+
     def _close_fingers(self, position: np.ndarray, rotation: np.ndarray) -> Iterator[np.ndarray]:
         """Close until the fingers no longer move."""
         opening = self._sim.finger_opening()
@@ -150,12 +176,18 @@ class PickPlaceExpert:
             return region
         return np.array([*self._origin(place)[:2], self._points(place)[:, 2].max()])
 
+    def _held(self, name: str) -> tuple[np.ndarray, np.ndarray, float]:
+        """The hand (3,), the object's origin seen from it (2,), and how far the object hangs below it."""
+        hand = self._sim.hand_pose()[0]
+        return hand, self._origin(name)[:2] - hand[:2], float(hand[2] - self._points(name)[:, 2].min())
+
     def _clear_height(self, name: str, place: str) -> float:
-        """Height at which an object's lowest point passes over the place and what it stands in."""
-        target = self._place(place)
-        others = self._obstacles(name)
-        near = others[np.linalg.norm(others[:, :2] - target[:2], axis=1) < 0.12]
-        return float(max(target[2] + 0.05, near[:, 2].max(initial=-np.inf) + 0.03))
+        """Height at which an object's lowest point passes over everything on the straight way to the place."""
+        start, target, others = self._origin(name), self._place(place), self._obstacles(name)
+        way = target[:2] - start[:2]
+        along = np.clip((others[:, :2] - start[:2]) @ way / max(1e-6, way @ way), 0.0, 1.0)
+        aside = np.linalg.norm(others[:, :2] - start[:2] - along[:, None] * way, axis=1)
+        return float(max(target[2] + 0.05, others[aside < _CORRIDOR, 2].max(initial=-np.inf) + 0.03))
 
 
 def _up(metres: float) -> np.ndarray:

@@ -42,10 +42,22 @@ class LiberoSimulator:
 
     Args:
         bddl_file: The task's scene and goal.
-        rendering: Whether pictures will be asked for; without, no GL library is touched for drawing.
+        cameras: Of which pictures are taken at every `look`.
+        size: Height and width of the pictures.
+        rendering: Whether `render` may be called; without it and without cameras, nothing is set up for drawing.
+
+    Attributes:
+        images: The pictures of the last look, uint8 (size, size, 3) by camera.
+        state: The proprioception of the last look, float32 (8,).
     """
 
-    def __init__(self, bddl_file: Path, *, rendering: bool) -> None:
+    images: dict[str, np.ndarray]
+    state: np.ndarray
+
+    def __init__(
+        self, bddl_file: Path, *, cameras: tuple[str, ...] = (), size: int = 128, rendering: bool = False
+    ) -> None:
+        self._cameras, self._size = cameras, size
         self._domain: Any = None
         control_env = _import_control_env()
         with _numpy_seed(0):
@@ -53,13 +65,13 @@ class LiberoSimulator:
                 bddl_file_name=str(bddl_file),
                 use_camera_obs=False,  # robosuite would draw while settling; `render` draws when asked
                 has_renderer=False,
-                has_offscreen_renderer=rendering,
+                has_offscreen_renderer=rendering or bool(cameras),
                 control_freq=int(CONTROL_HZ),
                 ignore_done=True,
                 hard_reset=False,
             ).env
         for observable in self._domain._observables.values():
-            observable.set_enabled(False)  # nobody reads them, and they cost a tenth of a step
+            observable.set_enabled(False)  # nobody reads them, and `look` knows the moment better
         self._site_rgba = self._domain.sim.model.site_rgba.copy()
         _close_at_exit(self)
 
@@ -89,12 +101,33 @@ class LiberoSimulator:
         domain._check_success()  # updates switches (the stove's flame), as LIBERO's set_init_state does
         domain._post_process()
 
-    def step(self, action: np.ndarray) -> bool:
-        """Carry out one action, float (7,), for 1/20 s; whether the goal is reached."""
-        return bool(self._domain.step(np.asarray(action, np.float64))[2])
+    def step(self, action: np.ndarray, *, look: bool = True) -> bool:
+        """Carry out one action, float (7,), for 1/20 s; whether the goal is reached.
+
+        This is robosuite's own loop, with the look where its sensors have it after LIBERO's reset: at the last
+        physics step but one, 2 ms before the end. So observations equal the benchmark's bit for bit.
+        """
+        domain = self._domain
+        command = np.asarray(action, np.float64)
+        domain.timestep += 1
+        substeps = int(domain.control_timestep / domain.model_timestep)
+        for count in range(substeps):
+            domain.sim.forward()
+            domain._pre_action(command, policy_step=count == 0)
+            domain.sim.step()
+            if look and count == substeps - 2:
+                self.look()
+        domain.cur_time += domain.control_timestep
+        domain._post_action(command)
+        return bool(domain._check_success())
 
     # ---- what is seen -------------------------------------------------------------------------------------
-    def render(self, camera: str, size: int) -> np.ndarray:
+    def look(self) -> None:
+        """Take the pictures and the state of this moment."""
+        self.images = {camera: self.render(camera) for camera in self._cameras}
+        self.state = self._proprioception()
+
+    def render(self, camera: str) -> np.ndarray:
         """Picture of a camera, uint8 (size, size, 3), upright and not mirrored.
 
         MuJoCo hands over the bottom row first; turning the rows round is all it takes. (OpenVLA and its
@@ -103,10 +136,10 @@ class LiberoSimulator:
         sim = self._domain.sim
         context = sim._render_context_offscreen
         context.gl_ctx.make_current()
-        picture = sim.render(camera_name=CAMERAS[camera], width=size, height=size)
+        picture = sim.render(camera_name=CAMERAS[camera], width=self._size, height=self._size)
         return np.ascontiguousarray(picture[::-1])
 
-    def proprioception(self) -> np.ndarray:
+    def _proprioception(self) -> np.ndarray:
         """Float32 (8,): hand position (m, world frame), axis * angle (rad), two finger positions (m)."""
         data, robot = self._domain.sim.data, self._domain.robots[0]
         w, x, y, z = data.get_body_xquat(robot.robot_model.eef_name)
@@ -118,6 +151,10 @@ class LiberoSimulator:
         """Position (3,) in metres and rotation (3, 3) of the point between the fingers, world frame."""
         data, site = self._domain.sim.data, self._domain.robots[0].eef_site_id
         return data.site_xpos[site].copy(), data.site_xmat[site].reshape(3, 3).copy()
+
+    def base(self) -> np.ndarray:
+        """Where the arm stands, (3,) in metres, world frame."""
+        return np.array(self._domain.robots[0].base_pos)
 
     def finger_opening(self) -> float:
         """Distance between the finger joints' positions, in metres: 0 closed, 0.08 open."""
