@@ -231,8 +231,11 @@ class Check:
             name: 0.0 if p.grad is None else float(p.grad.norm())
             for name, p in self.policy.named_parameters()
         }
-        floor = 1e-6 * max(norms.values())  # what cannot have a gradient (a key's bias) has rounding noise
-        errors = {n: abs(own.get(n, 0.0) - value) / max(value, floor) for n, value in norms.items()}
+        floor = 1e-6 * max(norms.values())
+        errors = {
+            name: abs(own.get(name, 0.0) - value) / max(_scale(name, norms), floor)
+            for name, value in norms.items()
+        }
         worst = max(errors, key=lambda name: errors[name])
         yield Row("train.grad_norms", errors[worst], GRADIENTS, "relative", worst)
         without = {our_name(k, self.framework) for k in self.meta.get("train.params_without_grad", [])}
@@ -254,6 +257,13 @@ class Check:
         if wanted.shape != found.shape:
             return Row(name + suffix, np.inf, bound, f"shape {found.shape}, expected {wanted.shape}")
         return Row(name + suffix, float(np.abs(wanted - found).max()), bound, "max |Δ|")
+
+
+def _scale(name: str, norms: Mapping[str, float]) -> float:
+    """What a gradient's error is measured against: itself; for a key's bias, which softmax cannot see, its weight's."""
+    return norms.get(
+        name.removesuffix("bias") + "weight" if name.endswith("to_k.bias") else name, norms[name]
+    )
 
 
 def check_starvla(config: CheckConfig) -> bool:
