@@ -89,9 +89,11 @@ class ByteBPE:
         self._cut = spelling.get("use_regex", True)
         self._words: dict[str, list[int]] = {}
         self._pattern: re.Pattern[str] | None = None
+        self._spelt: dict[int, str] = {}
 
     def prepare(self, codes: int) -> None:
         """Get ready for texts of the characters below `codes`."""
+        self._spelt = {code: "".join(_SPELLING[byte] for byte in chr(code).encode()) for code in range(codes)}
         if self._plain and self._cut:
             self._pattern = _word_pattern(self._whole.pre_tokenizer, codes)
 
@@ -104,7 +106,7 @@ class ByteBPE:
         for word in self._pattern.findall(text) if self._pattern else (text,):
             found = known.get(word)
             if found is None:
-                found = [t.id for t in self._model.tokenize("".join([_SPELLING[b] for b in word.encode()]))]
+                found = [token.id for token in self._model.tokenize(word.translate(self._spelt))]
                 if len(known) >= _MOST_WORDS:
                     known.clear()
                 known[word] = found
