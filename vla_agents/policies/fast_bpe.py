@@ -63,7 +63,7 @@ def nearest_known(known: np.ndarray) -> np.ndarray:
 
 
 class ByteBPE:
-    """Text to tokens as the pipeline of a `tokenizer.json` does it, in a third of the time.
+    """Text to tokens as the pipeline of a `tokenizer.json` does it, without its bookkeeping.
 
     The pipeline keeps track of where every token came from, which nobody asks here. So the text is cut into words by one
     regular expression, each word goes to the bare BPE model, and its tokens are kept: most words come again and again.
