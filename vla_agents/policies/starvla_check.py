@@ -24,17 +24,17 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from vla_agents.errors import CheckpointError, ConfigError
+from vla_agents.errors import CheckpointError
 from vla_agents.policies.policy import Batch, Policy
 from vla_agents.policies.qwen_decoder import run_decoder
 from vla_agents.policies.starvla import load_starvla
+from vla_agents.policies.starvla_fixture import find_fast, find_inputs, read_batch
 from vla_agents.policies.starvla_options import StarVLAOptions, is_qwen3
 from vla_agents.policies.starvla_run import StarVLARun, read_run, read_weights, require_framework
 from vla_agents.policies.starvla_units import action_normalizer, known_family
 from vla_agents.policies.starvla_weights import our_name
 
 ACTIONS, HIDDEN, LOSS, GRADIENTS = 1e-4, 1e-4, 1e-4, 1e-3
-_FAST_NAMES = ("fast_tokenizer", "_fast_tiny", "fast")
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class Check:
         with np.load(self.folder / "outputs.npz", allow_pickle=False) as file:
             self.outputs = {name: file[name] for name in file.files}
         self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
-        self.cameras, self.count = _inputs(self.folder / "inputs")
+        self.cameras, self.count = find_inputs(self.folder / "inputs")
         self.assumed: list[str] = []
         self.options = self._options(config)
         self.policy: Any = load_starvla(self.folder / "run", self.options, device="cpu")
@@ -120,7 +120,7 @@ class Check:
                 f"PI semantics {semantics} (StarVLA of 2026 with this config; --pi-semantics)"
             )
         if self.framework == "qwen_fast" and fast is None:
-            fast = _find_fast(self.folder)
+            fast = find_fast(self.folder)
             self.assumed.append(f"FAST tokenizer {fast} (--fast-tokenizer)")
         return StarVLAOptions(
             vlm=config.vlm,
@@ -144,7 +144,7 @@ class Check:
 
     def batch(self, count: int) -> Batch:
         """The first `count` inputs; `action` is normalised already."""
-        return _read_batch(self.folder / "inputs", self.cameras, count, self._picture_size())
+        return read_batch(self.folder / "inputs", self.cameras, count, self._picture_size())
 
     def _picture_size(self) -> tuple[int, int] | None:
         """(width, height) to which StarVLA brings pictures before its processor; its FAST leaves them."""
@@ -231,8 +231,11 @@ class Check:
             name: 0.0 if p.grad is None else float(p.grad.norm())
             for name, p in self.policy.named_parameters()
         }
-        floor = 1e-6 * max(norms.values())  # what cannot have a gradient (a key's bias) has rounding noise
-        errors = {n: abs(own.get(n, 0.0) - value) / max(value, floor) for n, value in norms.items()}
+        floor = 1e-6 * max(norms.values())
+        errors = {
+            name: abs(own.get(name, 0.0) - value) / max(_scale(name, norms), floor)
+            for name, value in norms.items()
+        }
         worst = max(errors, key=lambda name: errors[name])
         yield Row("train.grad_norms", errors[worst], GRADIENTS, "relative", worst)
         without = {our_name(k, self.framework) for k in self.meta.get("train.params_without_grad", [])}
@@ -254,6 +257,13 @@ class Check:
         if wanted.shape != found.shape:
             return Row(name + suffix, np.inf, bound, f"shape {found.shape}, expected {wanted.shape}")
         return Row(name + suffix, float(np.abs(wanted - found).max()), bound, "max |Δ|")
+
+
+def _scale(name: str, norms: Mapping[str, float]) -> float:
+    """What a gradient's error is measured against: itself; for a key's bias, which softmax cannot see, its weight's."""
+    return norms.get(
+        name.removesuffix("bias") + "weight" if name.endswith("to_k.bias") else name, norms[name]
+    )
 
 
 def check_starvla(config: CheckConfig) -> bool:
@@ -282,60 +292,13 @@ def check_starvla(config: CheckConfig) -> bool:
     return bool(rows) and not failed
 
 
-# ---- reading a fixture ----------------------------------------------------------------------------------------
-def _inputs(folder: Path) -> tuple[tuple[str, ...], int]:
-    """Names of the views, number of examples."""
-    count = len(list(folder.glob("ex*.json")))
-    views = len(list(folder.glob("ex0_view*.png")))
-    if not count or not views:
-        raise CheckpointError(
-            folder, "no ex0.json with ex0_view0.png", "give a folder with the fixtures' layout"
-        )
-    return tuple(f"view{index}" for index in range(views)), count
-
-
-def _read_batch(folder: Path, cameras: tuple[str, ...], count: int, size: tuple[int, int] | None) -> Batch:
-    from PIL import Image
-
-    def array(index: int, what: str) -> np.ndarray | None:
-        file = folder / f"ex{index}_{what}.npy"
-        return np.load(file, allow_pickle=False).astype(np.float32) if file.is_file() else None
-
-    def picture(index: int, name: str) -> np.ndarray:
-        image = Image.open(folder / f"ex{index}_{name}.png").convert("RGB")
-        return np.asarray(image if size is None else image.resize(size))
-
-    states = [array(index, "state") for index in range(count)]
-    actions = [array(index, "action") for index in range(count)]
-    texts = [json.loads((folder / f"ex{i}.json").read_text(encoding="utf-8"))["lang"] for i in range(count)]
-    return Batch(
-        images={
-            name: torch.from_numpy(np.stack([picture(i, name) for i in range(count)])) for name in cameras
-        },
-        instructions=texts,
-        state=_stack([state.reshape(-1) for state in states if state is not None]),
-        action=_stack([action for action in actions if action is not None]),
-    )
-
-
-def _stack(rows: list[np.ndarray]) -> Tensor | None:
-    return torch.from_numpy(np.stack(rows)) if rows else None
-
-
+# ---- making the policy tell ----------------------------------------------------------------------------------
 def _semantics(run: StarVLARun) -> Literal["interleaved", "cross_only"]:
     """What StarVLA does since June 2026: as the config says, where `use_canonical_forward` is true by default."""
     cfg = "framework.action_model.diffusion_model_cfg."
     canonical = run.get(cfg + "use_canonical_forward", default=True)
     interleave = run.get(cfg + "interleave_self_attention", default=False)
     return "interleaved" if canonical and interleave else "cross_only"
-
-
-def _find_fast(folder: Path) -> str:
-    for parent in folder.resolve().parents[:3]:
-        for name in _FAST_NAMES:
-            if (parent / name / "tokenizer.json").is_file():
-                return str(parent / name)
-    raise ConfigError(f"no folder {' or '.join(_FAST_NAMES)} near {folder}", "give --fast-tokenizer FOLDER")
 
 
 @contextmanager
