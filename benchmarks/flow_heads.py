@@ -1,7 +1,8 @@
 """What the flow heads save per prediction by computing once what does not change: `python benchmarks/flow_heads.py`.
 
 The plain way projects keys and values of the context, the time embedding and every token at every denoising step, as
-StarVLA's `predict_action` does. Same weights, same process, same result (the last column is the largest difference).
+StarVLA's `predict_action` does. Same weights, same process, same result (the last column is the largest difference). On one
+CPU thread times are CPU time of this process, which other processes disturb less; the ratio of FLOPs is undisturbed.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape
 from vla_agents.policies.heads.flow_blocks import sinusoid
@@ -54,17 +57,18 @@ def once(head: FlowHead, noise: Tensor, state: Tensor, contexts: list[Tensor], s
     return head.sample(noise, head.step_conditioning(SCHEDULE, steps), state, head.project(contexts, None))
 
 
-def milliseconds(work: Callable[[], Tensor], repeats: int) -> float:
-    """Median time of one call."""
-    work()
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times)
+def seconds(works: list[Callable[[], Tensor]], repeats: int, clock: Callable[[], float]) -> list[float]:
+    """Median time of a call of each, taken in turns."""
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, kept in zip(works, times, strict=True):
+            start = clock()
+            work()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            if turn:  # the first one warms up
+                kept.append(clock() - start)
+    return [statistics.median(kept) for kept in times]
 
 
 @torch.no_grad()
@@ -75,14 +79,18 @@ def compare(name: str, head: FlowHead, length: int, steps: int, repeats: int, de
     noise, state = torch.randn(1, HORIZON, ACTION, device=device), torch.randn(1, STATE, device=device)
     context = torch.randn(1, length, head.shape.context_dim, device=device)
     contexts = [context] * sum(head.crosses)
-    error = (
-        (once(head, noise, state, contexts, steps) - plain(head, noise, state, contexts, steps)).abs().max()
-    )
-    slow, fast = (
-        milliseconds(lambda way=way: way(head, noise, state, contexts, steps), repeats)
-        for way in (plain, once)
-    )
-    print(f"{name:<44}{slow:>10.1f}{fast:>10.1f}{slow / fast:>9.2f}{error.item():>12.1e}")
+    works = [partial(way, head, noise, state, contexts, steps) for way in (plain, once)]
+    results, flops = [], []
+    once(head, noise, state, contexts, steps)  # what is kept from one prediction to the next is there
+    for work in works:
+        with FlopCounterMode(display=False) as counter:
+            results.append(work())
+        flops.append(counter.get_total_flops())
+    error = (results[0] - results[1]).abs().max().item()
+    own = device == "cpu" and torch.get_num_threads() == 1
+    slow, fast = seconds(works, repeats, time.process_time if own else time.perf_counter)
+    ratios = f"{slow / fast:>9.2f}{flops[0] / flops[1]:>9.2f}"
+    print(f"{name:<36}{1000 * slow:>10.1f}{1000 * fast:>10.1f}{ratios}{error:>11.1e}")
 
 
 def main() -> None:
@@ -112,11 +120,15 @@ def main() -> None:
         ),
         "GR00T DiT-B, 16 blocks x 768": GR00THead(shape(768, 12, 16)),
     }
-    where = torch.cuda.get_device_name() if options.device == "cuda" else f"CPU, {options.threads} thread(s)"
+    where = (
+        torch.cuda.get_device_name()
+        if options.device == "cuda"
+        else f"CPU, {options.threads} thread(s)" + ", its CPU time" * (options.threads == 1)
+    )
     print(
         f"{where}; context {options.length} x {hidden}, {options.steps} steps, chunk {HORIZON} x {ACTION}, fp32"
     )
-    print(f"{'head':<44}{'plain ms':>10}{'once ms':>10}{'ratio':>9}{'max diff':>12}")
+    print(f"{'head':<36}{'plain ms':>10}{'once ms':>10}{'ratio':>9}{'FLOPs':>9}{'max diff':>11}")
     for name, head in heads.items():
         compare(name, head, options.length, options.steps, options.repeats, options.device)
 
