@@ -192,6 +192,7 @@ def test_killed_at_random_times(name: str, folder: Path, forked: Callable[..., A
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CASES)
 def test_killed_a_hundred_times(name: str, folder: Path, forked: Callable[..., Any]) -> None:
     for part in range(5):  # a folder of its own now and then: each check reads all episodes
