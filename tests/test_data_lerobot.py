@@ -367,6 +367,10 @@ def nan_action(path: Path) -> None:
     set_column(path / DATA1, "action", pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), 7))
 
 
+def no_rows(path: Path) -> None:
+    pq.write_table(pq.read_table(path / DATA1).slice(0, 0), path / DATA1)
+
+
 def drop_row(path: Path) -> None:
     file = path / ROWS
     pq.write_table(pa.concat_tables([(t := pq.read_table(file)).slice(0, 1), t.slice(2)]), file)
@@ -432,6 +436,7 @@ READING: dict[str, tuple[Damage, str]] = {
         "pictures are 48x64",
     ),
     "other data": (lambda p: shutil.copy(p / DATA1.replace("1.", "0."), p / DATA1), "episode 1 has 0 rows"),
+    "no rows": (no_rows, "episode 1 has 0 rows, meta/episodes says 4"),
     "nan": (nan_action, "action is not finite in episode 1, frame 2"),
     "other shape": (
         lambda p: set_column(p / DATA1, "observation.state", LIST7),

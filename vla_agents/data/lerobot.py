@@ -261,7 +261,7 @@ def read_tasks(path: Path) -> list[str]:
 def read_parquet(file: Path, columns: list[str] | None) -> pa.Table:
     """Read a parquet file without threads; every error names the file."""
     try:
-        with pq.ParquetFile(file) as opened:
+        with pa.OSFile(str(file)) as source, pq.ParquetFile(source) as opened:
             return opened.read(columns=columns, use_threads=False)
     except FileNotFoundError:
         raise DatasetError(file, "the file is missing", "copy the dataset again") from None

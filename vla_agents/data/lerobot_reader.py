@@ -189,9 +189,10 @@ class LeRobotReader:
     def _to_numpy(self, file: Path, name: str, table: pa.Table) -> np.ndarray:
         if name not in table.column_names:
             raise DatasetError(file, f"column {name!r} is missing", f"it has {table.column_names}")
-        column = table.column(name).combine_chunks()
-        if isinstance(column, pa.ChunkedArray):
-            column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+        chunked = table.column(name)
+        column = chunked.chunk(0) if chunked.num_chunks == 1 else chunked.combine_chunks()
+        if isinstance(column, pa.ChunkedArray):  # some versions of pyarrow return an empty one as it is
+            column = pa.array([], column.type)
         nested = pa.types.is_fixed_size_list(column.type) or pa.types.is_list(column.type)
         values = column.flatten() if nested else column
         if column.null_count or values.null_count:
