@@ -13,6 +13,7 @@ from fake_env import BODY, ENV_ID, arm, with_part
 from gymnasium import spaces
 
 from vla_agents import transforms
+from vla_agents.agent import check_observation
 from vla_agents.embodiment import Camera, Embodiment, Part, embodiment_of
 from vla_agents.envs import make_env, make_vec
 from vla_agents.errors import (
@@ -139,3 +140,10 @@ def test_embodiment_of_any_env() -> None:
 
     with pytest.raises(EmbodimentError, match="carries no embodiment"):
         embodiment_of(gymnasium.make("CartPole-v1"))
+
+
+def test_a_body_without_cameras_has_no_images_in_its_space() -> None:
+    blind = replace(BODY, cameras=())
+    space = blind.observation_space()
+    assert set(space.spaces) == {"state", "instruction"}
+    check_observation(space.sample(), blind)

@@ -177,9 +177,11 @@ class Embodiment:
         return _box(self.action)
 
     def observation_space(self) -> spaces.Dict:
-        """The Gymnasium space of one observation: `images`, `state` (where there is one), `instruction`."""
-        images = {c.name: spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in self.cameras}
-        content: dict[str, spaces.Space] = {"images": spaces.Dict(dict[str, spaces.Space](images))}
+        """The Gymnasium space of one observation: `images` and `state` (where there are any), `instruction`."""
+        content: dict[str, spaces.Space] = {}
+        if self.cameras:  # Gymnasium refuses an empty Dict
+            images = {c.name: spaces.Box(0, 255, (c.height, c.width, 3), np.uint8) for c in self.cameras}
+            content["images"] = spaces.Dict(dict[str, spaces.Space](images))
         if self.state:
             content["state"] = _box(self.state)
         content["instruction"] = spaces.Text(max_length=512, min_length=0, charset=_CHARSET)

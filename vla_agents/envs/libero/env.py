@@ -100,8 +100,6 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.tasks: list[Task] = select_tasks(self._all_tasks, task)
         self.embodiment = libero_embodiment(tuple(cameras), image_size)
         self.observation_space = self.embodiment.observation_space()
-        if not cameras:  # Gymnasium allows no empty Dict
-            del self.observation_space.spaces["images"]
         self.action_space = self.embodiment.action_space()
         self._image_size = image_size
         self._renderer = choose_gl() if cameras or render_mode else "none"

@@ -90,8 +90,6 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         names = tuple(_known("camera", name, CAMERAS) for name in cameras)
         self.embodiment = tabletop_embodiment(*self._size, names)
         self.observation_space = self.embodiment.observation_space()
-        if not names:  # Gymnasium allows no empty Dict
-            del self.observation_space.spaces["images"]
         self.action_space = self.embodiment.action_space()
 
         self._renderer_name = rendering.choose_renderer(renderer) if names or render_mode else "none"
