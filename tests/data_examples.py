@@ -22,6 +22,8 @@ ACTION = (
 )
 STATE = (Part("position", 3, "xyz"), Part("fingers", 2, "gripper_position"))
 ARM = Embodiment("arm", ACTION, STATE, (Camera("front", 64, 64), Camera("wrist", 48, 64)), 20.0)
+NUMBERS = ("state", "action", "reward", "terminated", "truncated", "intervened", "time")
+NUMBERS += ("executed", "commanded", "repeated")
 SHARED = Path(__file__).resolve().parents[2] / "shared"  # beside the repository
 
 
@@ -36,7 +38,14 @@ def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:
     return image
 
 
-def make_steps(seed: int, length: int = 6, body: Embodiment = ARM, *, executed: bool = False) -> list[Step]:
+def make_steps(
+    seed: int,
+    length: int = 6,
+    body: Embodiment = ARM,
+    *,
+    executed: bool = False,
+    commanded: bool = False,
+) -> list[Step]:
     """Random steps, the same for the same seed."""
     rng = np.random.default_rng(seed)
     return [
@@ -50,6 +59,8 @@ def make_steps(seed: int, length: int = 6, body: Embodiment = ARM, *, executed: 
             intervened=bool(rng.integers(2)),
             time=1000.0 + seed + k * 0.05 + rng.random() * 1e-3,
             executed=rng.normal(size=body.action_dim).astype(np.float32) if executed else None,
+            commanded=rng.normal(size=body.action_dim).astype(np.float32) if commanded and k != 1 else None,
+            repeated=commanded and k == 2,
         )
         for k in range(length)
     ]
@@ -65,23 +76,22 @@ def success_of(seed: int) -> bool | None:
     return (True, False, None)[seed % 3]
 
 
-def record(writer: Any, seed: int, body: Embodiment = ARM, *, executed: bool = False) -> int:
+def record(writer: Any, seed: int, body: Embodiment = ARM, **given: bool) -> int:
     """Save one numbered example."""
     writer.begin(f"task {seed % 3}", {"seed": seed})
-    for step in make_steps(seed, length_of(seed), body, executed=executed):
+    for step in make_steps(seed, length_of(seed), body, **given):
         writer.add(step)
     return writer.save(success_of(seed))
 
 
-def assert_is_example(episode: Episode, seed: int, body: Embodiment = ARM, *, executed: bool = False) -> None:
+def assert_is_example(episode: Episode, seed: int, body: Embodiment = ARM, **given: bool) -> None:
     """Every number of the episode is that of the numbered example, bit for bit; pictures are near."""
-    expected = Episode.from_steps(
-        body, f"task {seed % 3}", make_steps(seed, length_of(seed), body, executed=executed)
-    )
+    expected = Episode.from_steps(body, f"task {seed % 3}", make_steps(seed, length_of(seed), body, **given))
     assert episode.embodiment == body
     assert (episode.instruction, episode.success) == (expected.instruction, success_of(seed))
     assert episode.metadata["seed"] == seed
-    for name in ("state", "action", "reward", "terminated", "truncated", "intervened", "time", "executed"):
+    assert episode.label == ("commanded" if given.get("executed") else "sent")
+    for name in NUMBERS:
         ours, theirs = getattr(episode, name), getattr(expected, name)
         if theirs is None:
             assert ours is None, name

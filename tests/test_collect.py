@@ -26,6 +26,7 @@ from vla_agents.data import create_dataset, open_dataset
 from vla_agents.data.episode import Step
 from vla_agents.embodiment import Embodiment
 from vla_agents.envs import make_env, make_vec
+from vla_agents.envs.wrappers import ActionNoise
 from vla_agents.errors import (
     ActionError,
     ConfigError,
@@ -126,6 +127,40 @@ def test_recorder_drops_failures_and_stops_at_the_limit(slots: int) -> None:
     env.close()
     assert [metadata["seed"] for _, metadata, _, _ in writer.saved] == [1, 2, 4, 5, 7]
     assert all(success for *_, success in writer.saved)
+
+
+@pytest.mark.parametrize("disturbed", [False, True])
+def test_the_label_is_what_was_sent_unless_it_was_disturbed_on_purpose(disturbed: bool) -> None:
+    class Limited(type(make_env(ENV_ID).unwrapped)):  # type: ignore[misc]
+        """A body whose driver lets no value over 0.5 through."""
+
+        def step(self, action: Any) -> Any:
+            sent = np.clip(action, -0.5, 0.5)
+            *rest, info = super().step(sent)
+            return *rest, info | {"sent": sent}
+
+    env: Any = ActionNoise(Limited(), std=0.4) if disturbed else Limited()
+    asked: list[np.ndarray] = []
+
+    class Noted(ExpertAgent):
+        def act(self, obs: Any) -> np.ndarray:
+            asked.append(super().act(obs))
+            return asked[-1]
+
+    writer = MemoryWriter(make_embodiment())
+    rollout(env, Noted(env), [3], [Recorder(writer)])
+    steps = writer.saved[0][2]
+    assert len(steps) == len(asked) and max(np.abs(a).max() for a in asked) > 0.5
+    for step, said in zip(steps, asked, strict=True):
+        if disturbed:
+            assert np.array_equal(step.action, said) and step.commanded is None
+            assert step.executed is not None and np.abs(step.executed).max() <= 0.5
+        else:
+            assert np.array_equal(step.action, np.clip(said, -0.5, 0.5)) and step.executed is None
+            limited = not np.array_equal(step.action, said)
+            assert (step.commanded is not None) == limited
+            assert not limited or np.array_equal(step.commanded, said)  # type: ignore[arg-type]
+    assert disturbed or any(step.commanded is not None for step in steps)
 
 
 def test_recorder_does_not_invent_a_judgement() -> None:

@@ -47,12 +47,12 @@ def make(kind: str, tmp_path: Path) -> Make:
 def test_every_number_comes_back(make: Make, tmp_path: Path, kind: str) -> None:
     with make() as writer:
         assert isinstance(writer, EpisodeWriter)
-        assert [record(writer, k, executed=k == 2) for k in range(5)] == list(range(5))
+        assert [record(writer, k, executed=k == 2, commanded=k == 3) for k in range(5)] == list(range(5))
         assert len(writer) == 5
     reader = open_dataset(tmp_path / "set")
     assert isinstance(reader, EpisodeReader) and len(reader) == 5
     for k in range(5):
-        assert_is_example(reader.read(k), k, executed=k == 2)
+        assert_is_example(reader.read(k), k, executed=k == 2, commanded=k == 3)
     assert reader.lengths().tolist() == [3, 4, 5, 6, 3] and reader.lengths().dtype == np.int64
     assert reader.instructions() == [f"task {k % 3}" for k in range(5)]
     assert reader.successes() == [True, False, None, True, False]
@@ -77,7 +77,7 @@ def test_hdf5_pictures_are_lossless(tmp_path: Path) -> None:
 def test_columns_are_the_episodes_numbers(make: Make, tmp_path: Path) -> None:
     with make() as writer:
         for k in range(3):
-            record(writer, k, executed=k == 1)
+            record(writer, k, executed=k == 1, commanded=k == 1)
     reader = open_dataset(tmp_path / "set")
     columns, episodes = reader.columns(), [reader.read(k, images=False) for k in range(3)]
     assert all(not e.images for e in episodes)
@@ -85,6 +85,9 @@ def test_columns_are_the_episodes_numbers(make: Make, tmp_path: Path) -> None:
     assert np.array_equal(columns["observation.state"], np.concatenate([e.state for e in episodes]))
     sent = np.concatenate([e.action if e.executed is None else e.executed for e in episodes])
     assert np.array_equal(columns["executed_action"], sent)
+    asked = np.concatenate([e.action if e.commanded is None else e.commanded for e in episodes])
+    assert np.array_equal(columns["commanded_action"], asked)
+    assert columns["repeated_frame"].sum() == 1
     assert np.array_equal(columns["episode_index"], np.repeat(np.arange(3), reader.lengths()))
     assert np.array_equal(columns["capture_time"], np.concatenate([e.time for e in episodes]))
     done = np.concatenate([e.terminated | e.truncated for e in episodes])

@@ -23,7 +23,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("recorded") / "set"
     with Hdf5Writer(path, ARM, durable=False) as writer:
         for k in range(3):
-            record(writer, k, executed=True)
+            record(writer, k, executed=True, commanded=True)
     return path
 
 
@@ -124,8 +124,8 @@ def test_damage_to_one_episode_leaves_the_others_readable(name: str, copied: Pat
     with pytest.raises(DatasetError, match=says) as caught:
         reader.read(1)
     assert caught.value.path == copied / EPISODE and caught.value.remedy
-    assert_is_example(reader.read(0), 0, executed=True)
-    assert_is_example(reader.read(2), 2, executed=True)
+    assert_is_example(reader.read(0), 0, executed=True, commanded=True)
+    assert_is_example(reader.read(2), 2, executed=True, commanded=True)
 
 
 def test_a_missing_episode_is_named(copied: Path) -> None:

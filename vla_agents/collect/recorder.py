@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from vla_agents.agent import Observation
 from vla_agents.data.episode import EpisodeWriter, Step
 from vla_agents.rollout import EpisodeResult, Listener, StepEvent
@@ -31,10 +33,13 @@ class _Tape:
 class Recorder(Listener):
     """Writes episodes as they are played, in the order of their seeds.
 
-    The label of a step is the agent's action; what a wrapper executed instead (`info["executed"]`, see
-    `ActionNoise`) is kept beside it. With one slot the steps go straight to the writer. With several they
-    wait in memory, because a writer holds one open episode, until all episodes with earlier seeds are over:
-    the dataset is the same for any number of slots.
+    The label of a step is what was really sent (`info["sent"]` of an env that drives a robot; the agent's action where
+    there is none), and what the agent asked for is kept beside it where it differs. But where a wrapper executed something
+    else on purpose (`info["executed"]`, see `ActionNoise`), the label is what the agent asked for, and what was sent is
+    kept beside it: demonstrations then show how to come back.
+
+    With one slot the steps go straight to the writer. With several they wait in memory, because a writer holds one
+    open episode, until all episodes with earlier seeds are over: the dataset is the same for any number of slots.
 
     Args:
         writer: Where episodes go. The recorder does not close it.
@@ -81,16 +86,18 @@ class Recorder(Listener):
         """Record a tick."""
         tape = self._of_slot[slot]
         tape.judged = "success" in step.info
+        label, executed, commanded = _actions(step)
         tick = Step(
             images=step.obs.get("images", {}),
             state=step.obs.get("state"),
-            action=step.action,
+            action=label,
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,
             intervened=bool(step.info.get("intervened", False)),
             time=step.time,
-            executed=step.info.get("executed"),
+            executed=executed,
+            commanded=commanded,
         )
         if self._streaming:
             self._writer.add(tick)
@@ -136,3 +143,13 @@ class Recorder(Listener):
         self.steps += result.steps
         if self._on_saved is not None:
             self._on_saved(index)
+
+
+def _actions(step: StepEvent) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """The label, and what was executed and commanded where that differs from it."""
+    executed, sent = step.info.get("executed"), step.info.get("sent")
+    if executed is not None:  # disturbed on purpose
+        return step.action, executed if sent is None else np.asarray(sent), None
+    if sent is None or np.array_equal(sent, step.action):
+        return step.action, None, None
+    return np.asarray(sent), None, step.action

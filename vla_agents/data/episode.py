@@ -20,13 +20,16 @@ class Step:
     Args:
         images: Camera name -> uint8 (H, W, 3), upright, as seen *before* the action.
         state: float32 (S,), or None.
-        action: float32 (D,): the label (what the agent asked for), in the embodiment's units.
+        action: float32 (D,): the training label, in the embodiment's units. On a robot what was really sent; where
+            noise was put on a demonstration on purpose, what the demonstrator asked for.
         reward: Reward the step gave.
         terminated: The episode ended by itself with this step.
         truncated: It was cut off with this step.
         intervened: A human (or expert) had taken over.
         time: Monotonic capture time of the observation, seconds.
-        executed: What was really sent, where that differs from `action` (noise, limits).
+        executed: float32 (D,): what was really sent, where that differs from the label (noise).
+        commanded: float32 (D,): what the agent asked for, where that differs from the label (limits of a robot).
+        repeated: A camera's picture is that of an earlier step, because the recorder could not keep up.
     """
 
     images: dict[str, np.ndarray]
@@ -38,6 +41,8 @@ class Step:
     intervened: bool = False
     time: float = 0.0
     executed: np.ndarray | None = None
+    commanded: np.ndarray | None = None
+    repeated: bool = False
 
     def check(self, embodiment: Embodiment) -> None:
         """Raise `ObservationError` / `ActionError` unless the step fits the embodiment and is finite."""
@@ -56,8 +61,9 @@ class Step:
         if embodiment.state_dim:
             _check_vector(self.state, embodiment.state_dim, "state", ObservationError)
         _check_vector(self.action, embodiment.action_dim, "action", ActionError)
-        if self.executed is not None:
-            _check_vector(self.executed, embodiment.action_dim, "executed action", ActionError)
+        for value, what in ((self.executed, "executed action"), (self.commanded, "commanded action")):
+            if value is not None:
+                _check_vector(value, embodiment.action_dim, what, ActionError)
 
 
 @dataclass
@@ -69,14 +75,16 @@ class Episode:
         instruction: What the agent was told.
         images: Camera name -> uint8 (T, H, W, 3).
         state: float32 (T, S), or None.
-        action: float32 (T, D).
+        action: float32 (T, D), the training label (see `Step`).
         reward: float32 (T,).
         terminated: bool (T,).
         truncated: bool (T,).
         intervened: bool (T,).
         time: float64 (T,), monotonic capture times in seconds, starting at the recorder's clock.
         success: Whether the task was done; None where nobody judged.
-        executed: float32 (T, D) where what was sent was stored, else None.
+        executed: float32 (T, D) where what was sent differs from the label, else None.
+        commanded: float32 (T, D) where what the agent asked for differs from the label, else None.
+        repeated: bool (T,): a camera's picture is that of an earlier step.
         metadata: JSON-able facts (seed, renderer, package versions, ...).
     """
 
@@ -92,7 +100,18 @@ class Episode:
     time: np.ndarray
     success: bool | None = None
     executed: np.ndarray | None = None
+    commanded: np.ndarray | None = None
+    repeated: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not len(self.repeated):
+            self.repeated = np.zeros(len(self.action), bool)
+
+    @property
+    def label(self) -> str:
+        """What `action` is: `"sent"`, or `"commanded"` where something else was executed on purpose."""
+        return "sent" if self.executed is None else "commanded"
 
     def __len__(self) -> int:
         return len(self.action)
@@ -110,6 +129,8 @@ class Episode:
                 intervened=bool(self.intervened[t]),
                 time=float(self.time[t]),
                 executed=None if self.executed is None else self.executed[t],
+                commanded=None if self.commanded is None else self.commanded[t],
+                repeated=bool(self.repeated[t]),
             )
 
     @classmethod
@@ -127,11 +148,6 @@ class Episode:
             raise ObservationError("an episode needs at least one step")
         for step in steps:
             step.check(embodiment)
-        executed = None
-        if any(step.executed is not None for step in steps):
-            executed = np.stack([s.action if s.executed is None else s.executed for s in steps]).astype(
-                np.float32
-            )
         return cls(
             embodiment=embodiment,
             instruction=instruction,
@@ -146,7 +162,9 @@ class Episode:
             intervened=np.array([s.intervened for s in steps], bool),
             time=np.array([s.time for s in steps], np.float64),
             success=success,
-            executed=executed,
+            executed=stacked_or_none(steps, "executed"),
+            commanded=stacked_or_none(steps, "commanded"),
+            repeated=np.array([s.repeated for s in steps], bool),
             metadata=dict(metadata or {}),
         )
 
@@ -194,6 +212,16 @@ class EpisodeReader(Protocol):
 
     def instructions(self) -> list[str]:
         """The instruction of each episode, without reading them."""
+
+
+def stacked_or_none(steps: list[Step], name: str) -> np.ndarray | None:
+    """`executed` or `commanded` of all steps, float32 (T, D), the label where a step has none; None if all have none."""
+    found = [getattr(step, name) for step in steps]
+    if all(value is None for value in found):
+        return None
+    return np.stack([s.action if v is None else v for s, v in zip(steps, found, strict=True)]).astype(
+        np.float32
+    )
 
 
 def _check_vector(

@@ -3,12 +3,12 @@ lossless.
 
     dataset.json            format, version, fps, embodiment
     episode_000000.hdf5     attributes: format, version, instruction, success, fps, embodiment, metadata
-        action (T, D)  state (T, S)  executed (T, D)  reward (T,)  terminated (T,)  truncated (T,)
-        intervened (T,)  time (T,)  images/<camera> (T, H, W, 3)
+        action (T, D)  state (T, S)  executed (T, D)  commanded (T, D)  reward (T,)  terminated (T,)
+        truncated (T,)  intervened (T,)  repeated (T,)  time (T,)  images/<camera> (T, H, W, 3)
 
 A file gets its name only when it is complete, and that is all it takes for the episode to exist: nothing else
-counts episodes. `state` and `executed` are absent where there is none, and so is the attribute `success`
-where nobody judged.
+counts episodes. `state`, `executed`, `commanded` and `repeated` are absent where there is none, and so is the attribute
+`success` where nobody judged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMAT = "vla_agents_episodes"
 VERSION = 1
 DATASET = "dataset.json"
 _FILE = re.compile(r"episode_(\d{6,})\.hdf5")
-_VECTORS = ("state", "action", "executed")
+_VECTORS = ("state", "action", "executed", "commanded")
 FLAGS = ("terminated", "truncated", "intervened")
 _DAMAGED = "the file is cut short or damaged: copy it again, or delete it if it is the last one"
 
@@ -93,11 +93,13 @@ class Hdf5Reader:
         found: dict[str, list[np.ndarray]] = {
             "action": [e.action for e in episodes],
             "executed_action": [e.action if e.executed is None else e.executed for e in episodes],
+            "commanded_action": [e.action if e.commanded is None else e.commanded for e in episodes],
             "next.reward": [e.reward for e in episodes],
             "next.done": [e.terminated | e.truncated for e in episodes],
             "next.truncated": [e.truncated for e in episodes],
             "next.terminated": [e.terminated for e in episodes],
             "intervention": [e.intervened for e in episodes],
+            "repeated_frame": [e.repeated for e in episodes],
             "capture_time": [e.time for e in episodes],
             "frame_index": [np.arange(size) for size in sizes],
             "episode_index": [np.full(size, k) for k, size in enumerate(sizes)],
@@ -107,6 +109,7 @@ class Hdf5Reader:
         empty = {
             "action": np.zeros((0, self.embodiment.action_dim), np.float32),
             "executed_action": np.zeros((0, self.embodiment.action_dim), np.float32),
+            "commanded_action": np.zeros((0, self.embodiment.action_dim), np.float32),
             "observation.state": np.zeros((0, self.embodiment.state_dim), np.float32),
         }
         return {
@@ -139,6 +142,10 @@ class Hdf5Reader:
                 time=file.array("time", np.float64, (length,)),
                 success=success,
                 executed=file.array("executed", np.float32, shape) if file.has("executed") else None,
+                commanded=file.array("commanded", np.float32, shape) if file.has("commanded") else None,
+                repeated=file.array("repeated", bool, (length,))
+                if file.has("repeated")
+                else np.zeros(length, bool),
                 metadata=file.metadata(),
             )
 

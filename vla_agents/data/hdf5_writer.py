@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from vla_agents.data import atomic
-from vla_agents.data.episode import Step
+from vla_agents.data.episode import Step, stacked_or_none
 from vla_agents.data.hdf5 import DATASET, FLAGS, FORMAT, VERSION, Hdf5Reader, episode_file
 from vla_agents.data.recorder import StepWriter, json_text
 from vla_agents.embodiment import Camera, Embodiment
@@ -168,6 +168,10 @@ def _stacked(embodiment: Embodiment, steps: list[Step]) -> dict[str, np.ndarray]
     }
     if embodiment.state_dim:
         found["state"] = np.stack([np.asarray(s.state) for s in steps])
-    if any(s.executed is not None for s in steps):
-        found["executed"] = np.stack([s.action if s.executed is None else s.executed for s in steps])
+    for name in ("executed", "commanded"):
+        values = stacked_or_none(steps, name)
+        if values is not None:
+            found[name] = values
+    if any(s.repeated for s in steps):
+        found["repeated"] = np.array([s.repeated for s in steps], bool)
     return found

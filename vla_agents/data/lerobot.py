@@ -34,9 +34,13 @@ STATE = "observation.state"
 ACTION = "action"
 # Not "action.executed": LeRobot takes every feature whose name starts with "action" for something to predict.
 EXECUTED = "executed_action"
+COMMANDED = "commanded_action"
+REPEATED = "repeated_frame"
 SUCCESS = "vla_agents/success"  # columns of ours in meta/episodes
 METADATA = "vla_agents/metadata"
 HAS_EXECUTED = "vla_agents/has_executed"
+HAS_COMMANDED = "vla_agents/has_commanded"
+LABEL = "vla_agents/label"
 
 # Scalar columns: name -> numpy dtype. The second group is what LeRobot adds to every dataset.
 OUR_SCALARS = {
@@ -46,6 +50,7 @@ OUR_SCALARS = {
     "next.truncated": "bool",
     "next.terminated": "bool",
     "intervention": "bool",
+    REPEATED: "bool",
     "capture_time": "float64",
 }
 DEFAULT_SCALARS = {

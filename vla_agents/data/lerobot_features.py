@@ -6,6 +6,7 @@ from typing import Any
 
 from vla_agents.data.lerobot import (
     ACTION,
+    COMMANDED,
     EMBODIMENT,
     EXECUTED,
     IMAGES,
@@ -39,6 +40,7 @@ def make_features(embodiment: Embodiment, video_info: dict[str, dict[str, Any]])
         features[STATE] = _vector(embodiment.state)
     features[ACTION] = _vector(embodiment.action)
     features[EXECUTED] = _vector(embodiment.action)
+    features[COMMANDED] = _vector(embodiment.action)
     for name, dtype in SCALARS.items():
         features[name] = {"dtype": dtype, "shape": [1], "names": None}
     return features

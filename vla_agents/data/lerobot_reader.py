@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from vla_agents.data import lerobot
 from vla_agents.data.decode import decode
 from vla_agents.data.episode import Episode
-from vla_agents.data.lerobot import ACTION, EXECUTED, SCALARS, STATE, Info
+from vla_agents.data.lerobot import ACTION, COMMANDED, EXECUTED, SCALARS, STATE, Info
 from vla_agents.data.lerobot_features import load_embodiment
 from vla_agents.data.lerobot_index import read_index
 from vla_agents.errors import DatasetError
@@ -38,7 +38,7 @@ class LeRobotReader:
         self.path = Path(path)
         self.info = Info.load(self.path)
         self.embodiment = load_embodiment(self.info)
-        self._vectors = [key for key in (STATE, ACTION, EXECUTED) if key in self.info.features]
+        self._vectors = [key for key in (STATE, ACTION, EXECUTED, COMMANDED) if key in self.info.features]
         self._names = [*self._vectors, *(key for key in SCALARS if key in self.info.features)]
         self._tasks = lerobot.read_tasks(self.path) if self.info.total_episodes else []
         self._index = read_index(self.info)
@@ -95,9 +95,6 @@ class LeRobotReader:
         no = np.zeros(length, bool)
         truncated = rows.get("next.truncated", no)
         done = rows.get("next.done", no)
-        executed = rows.get(EXECUTED)
-        if lerobot.HAS_EXECUTED in self._index and not self._index[lerobot.HAS_EXECUTED][index]:
-            executed = None
         return Episode(
             embodiment=self.embodiment,
             instruction=self._instruction(index, rows),
@@ -110,7 +107,9 @@ class LeRobotReader:
             intervened=rows.get("intervention", no),
             time=rows.get("capture_time", np.asarray(rows["timestamp"], np.float64)),
             success=self._success(index),
-            executed=executed,
+            executed=self._given(index, rows.get(EXECUTED), lerobot.HAS_EXECUTED),
+            commanded=self._given(index, rows.get(COMMANDED), lerobot.HAS_COMMANDED),
+            repeated=rows.get(lerobot.REPEATED, no),
             metadata=self.metadata(index),
         )
 
@@ -119,6 +118,10 @@ class LeRobotReader:
         if not -len(self) <= index < len(self):
             raise IndexError(f"{self.path}: no episode {index}, there are {len(self)}")
         return index % len(self)
+
+    def _given(self, index: int, values: np.ndarray | None, flag: str) -> np.ndarray | None:
+        """A column that repeats the label where nothing was given; `flag` says whether."""
+        return None if flag in self._index and not self._index[flag][index] else values
 
     def _instruction(self, index: int, rows: dict[str, np.ndarray]) -> str:
         task = int(rows["task_index"][0])

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_agents.data import lerobot
-from vla_agents.data.episode import Step
+from vla_agents.data.episode import Step, stacked_or_none
 from vla_agents.embodiment import Embodiment
 
 
@@ -41,14 +41,14 @@ class EpisodeRows:
     metadata: str
 
     def vectors(self) -> dict[str, np.ndarray]:
-        """State (where there is one), action and executed action: float32 (T, size)."""
+        """State (where there is one), action, executed and commanded action: float32 (T, size)."""
         found = {}
         if self.body.state_dim:
             found[lerobot.STATE] = np.stack([np.asarray(s.state) for s in self.steps])
         found[lerobot.ACTION] = np.stack([s.action for s in self.steps])
-        found[lerobot.EXECUTED] = np.stack(
-            [s.action if s.executed is None else s.executed for s in self.steps]
-        )
+        for key, name in ((lerobot.EXECUTED, "executed"), (lerobot.COMMANDED, "commanded")):
+            given = stacked_or_none(self.steps, name)
+            found[key] = found[lerobot.ACTION] if given is None else given
         return found
 
     def data(self, vectors: dict[str, np.ndarray]) -> pa.Table:
@@ -64,6 +64,7 @@ class EpisodeRows:
             "next.truncated": truncated,
             "next.terminated": terminated,
             "intervention": np.array([s.intervened for s in steps], bool),
+            lerobot.REPEATED: np.array([s.repeated for s in steps], bool),
             "capture_time": np.array([s.time for s in steps], np.float64),
             "timestamp": (frames / self.fps).astype(np.float32),
             "frame_index": frames,
@@ -99,7 +100,10 @@ class EpisodeRows:
         columns["meta/episodes/file_index"] = pa.array([rows_file])
         columns[lerobot.SUCCESS] = pa.array([self.success], pa.bool_())
         columns[lerobot.METADATA] = pa.array([self.metadata])
-        columns[lerobot.HAS_EXECUTED] = pa.array([any(s.executed is not None for s in self.steps)])
+        executed = any(s.executed is not None for s in self.steps)
+        columns[lerobot.HAS_EXECUTED] = pa.array([executed])
+        columns[lerobot.HAS_COMMANDED] = pa.array([any(s.commanded is not None for s in self.steps)])
+        columns[lerobot.LABEL] = pa.array(["commanded" if executed else "sent"])
         return pa.table(columns)
 
 

@@ -78,7 +78,9 @@ class LeRobotWriter(StepWriter):
             for c in embodiment.cameras
         }
         info = {name: settings.info() for name, settings in self._settings.items()}
-        self._features_text = json.dumps(make_features(embodiment, info))  # most of info.json, and constant
+        features = make_features(embodiment, info)
+        self._features_text = json.dumps(features)  # most of info.json, and constant
+        self._columns = [key for key, feature in features.items() if feature["dtype"] != "video"]
         self._statistics = Statistics(embodiment)
         self._tasks: list[str] = []
         self._episodes = self._frames = 0
@@ -121,7 +123,10 @@ class LeRobotWriter(StepWriter):
             raise ConfigError(
                 f"{self.path}: has {info.fps} fps, asked to append at {self.fps}", f"pass fps={info.fps}"
             )
-        self._features_text = json.dumps(info.features)
+        self._features_text = json.dumps(
+            info.features
+        )  # of an older version: without some of today's columns
+        self._columns = [key for key, feature in info.features.items() if feature["dtype"] != "video"]
         for name, settings in self._settings.items():
             old = info.features[lerobot.IMAGES + name].get("info", {})
             if (old.get("video.codec"), old.get("video.pix_fmt")) != (settings.codec, settings.pix_fmt):
@@ -214,6 +219,12 @@ class LeRobotWriter(StepWriter):
                 )
 
     def _append(self, images: dict[str, np.ndarray], numbers: Step) -> None:
+        if numbers.commanded is not None and lerobot.COMMANDED not in self._columns:
+            raise DatasetError(
+                self.path,
+                f"has no column {lerobot.COMMANDED!r}: it was begun by an older version",
+                "record into a new folder",
+            )
         for name, encoder in self._encoders.items():
             encoder.add(images[name])
             self._pixels[name].append(sample_pixels(images[name]))
@@ -243,7 +254,7 @@ class LeRobotWriter(StepWriter):
         stats = self._statistics.episode(pixels, vectors)
         total = self._total.with_episode(stats, length)
         row = episode.row(self._statistics.columns(stats, length))
-        rows = row if self._rows is None else pa.concat_tables([self._rows, row]).combine_chunks()
+        rows = row if self._rows is None else _joined(self._rows, row)
         *videos, data = self._episode_files(index)
         transaction = atomic.Transaction(self.path, durable=self.durable)
         try:
@@ -252,7 +263,7 @@ class LeRobotWriter(StepWriter):
                     transaction.write(target, content)
                 else:
                     transaction.stage(target, self.path / atomic.TEMPORARY / f"{name}.mp4")
-            transaction.write(data, to_parquet(episode.data(vectors)))
+            transaction.write(data, to_parquet(episode.data(vectors).select(self._columns)))
             if tasks is not self._tasks:
                 transaction.write(self.path / lerobot.TASKS, to_parquet(lerobot.tasks_table(tasks)))
             transaction.write(self.path / lerobot.STATS, self._stats_json(total))
@@ -274,3 +285,8 @@ class LeRobotWriter(StepWriter):
         self._numbers, self._pixels = [], {}
         for encoder in encoders.values():
             encoder.abandon()
+
+
+def _joined(rows: pa.Table, row: pa.Table) -> pa.Table:
+    """One more row; columns that older versions did not write are null in the rows before."""
+    return pa.concat_tables([rows, row], promote_options="default").combine_chunks()

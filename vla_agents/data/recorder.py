@@ -295,4 +295,6 @@ def _without_images(step: Step) -> Step:
         intervened=step.intervened,
         time=step.time,
         executed=copy(step.executed, "executed action", ActionError),
+        commanded=copy(step.commanded, "commanded action", ActionError),
+        repeated=bool(step.repeated),
     )
