@@ -14,17 +14,28 @@ from typing import Any
 
 __all__ = [
     "ActionError",
+    "CalibrationError",
+    "CameraError",
     "CheckpointError",
+    "CommunicationError",
     "ConfigError",
     "DatasetError",
     "DatasetExistsError",
     "DatasetNotFoundError",
     "EmbodimentError",
     "EmbodimentMismatchError",
+    "EmergencyStopError",
     "MissingDependencyError",
+    "MotorError",
     "ObservationError",
+    "PlanningError",
+    "PortBusyError",
+    "PortNotFoundError",
+    "PortPermissionError",
     "RecordingError",
     "RenderingError",
+    "RobotError",
+    "RobotStateError",
     "TokenDecodeError",
     "TrainingError",
     "UnknownNameError",
@@ -141,6 +152,51 @@ class TrainingError(VlaAgentsError, RuntimeError):
 
 class RenderingError(VlaAgentsError, RuntimeError):
     """No renderer could be made; says which packages would help."""
+
+
+class PlanningError(VlaAgentsError, RuntimeError):
+    """Planning in the background failed; raised by the `act` that would have needed its actions."""
+
+
+# ---- robots -----------------------------------------------------------------------------------------------
+class RobotError(VlaAgentsError, RuntimeError):
+    """Base of what can go wrong with a robot or a camera."""
+
+
+class PortNotFoundError(RobotError):
+    """No such device file, or nobody listens at that address."""
+
+
+class PortPermissionError(RobotError):
+    """The device is there and this user may not open it; says which udev rule or group helps."""
+
+
+class PortBusyError(RobotError):
+    """Another program holds the device."""
+
+
+class MotorError(RobotError):
+    """A motor that does not answer, is of another model, or reports a fault."""
+
+
+class CalibrationError(RobotError):
+    """No calibration, or that of another arm."""
+
+
+class CommunicationError(RobotError):
+    """The device gave no answer, or a damaged one, after the driver's own retries."""
+
+
+class RobotStateError(RobotError):
+    """A call in the wrong order: connect twice, command before connect or after close."""
+
+
+class EmergencyStopError(RobotError):
+    """The stop is latched: nothing moves until it is cleared."""
+
+
+class CameraError(RobotError):
+    """A camera that is missing, busy, gives no picture, or pictures of another size."""
 
 
 class MissingDependencyError(VlaAgentsError, ImportError):

@@ -1,1 +1,20 @@
-"""Real robots as Gymnasium envs. Empty so far: drivers, safety and teleoperation come with a later version."""
+"""Robots: a `Robot` says where its axes are and is told where to be; `RobotEnv` makes it a `gymnasium.Env`.
+
+`ROBOTS` names them; a driver is registered with one line and imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from vla_agents.registry import Registry
+
+__all__ = ["ROBOTS", "make_robot"]
+
+ROBOTS = Registry("robot", {})
+"""Name -> class (or function) that makes the robot from its options."""
+
+
+def make_robot(name: str, **options: Any) -> Any:
+    """A robot by name, not connected yet; the options are those of its class."""
+    return ROBOTS.get(name)(**options)
