@@ -67,6 +67,8 @@ def _checkpoint(name: str, console: Console) -> None:
     table = Table("", "", title=f"checkpoint {folder}", show_header=False)
     table.add_row("policy", record["policy"])
     table.add_row("parameters", f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M")
+    attention = f"{policy.backbone.attention} (asked for: {policy.backbone.attention_asked}; here: cpu)"
+    table.add_row("attention kernels", attention)
     for key, value in (record.get("config") or {}).items():
         table.add_row(key, str(value))
     for key, value in (record.get("extra") or {}).items():

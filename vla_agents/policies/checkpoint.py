@@ -47,14 +47,19 @@ def make_policy(
     """A policy to train, its VLM with weights from `config.vlm`, its head initialised from `seed`."""
     import torch
 
+    from vla_agents.policies.backbone import load_backbone
     from vla_agents.policies.pretrained import resolve_vlm
-    from vla_agents.policies.qwen_vl import QwenVLBackbone
 
     cls = POLICIES.get(kind)
-    backbone = QwenVLBackbone.from_pretrained(resolve_vlm(config.vlm), dtype=config.dtype)
+    backbone = load_backbone(resolve_vlm(config.vlm), weights=True, **_options(config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return cls(config, backbone, embodiment, normalizers)
+
+
+def _options(config: Any) -> dict[str, Any]:
+    """What of a policy's configuration is for its backbone."""
+    return {name: getattr(config, name) for name in ("dtype", "attention", "image_size")}
 
 
 def save_policy(
@@ -131,7 +136,7 @@ def load_policy(path: str | Path, *, device: str | None = None, **starvla: Any) 
     from safetensors import SafetensorError
     from safetensors.torch import load_model
 
-    from vla_agents.policies.qwen_vl import QwenVLBackbone
+    from vla_agents.policies.backbone import load_backbone
     from vla_agents.policies.starvla_run import is_starvla
 
     if is_starvla(path):
@@ -152,7 +157,7 @@ def load_policy(path: str | Path, *, device: str | None = None, **starvla: Any) 
     config = from_dict(cls.config_class, record["config"], where=str(folder / "policy.yaml"))
     embodiment = Embodiment.load(folder / "embodiment.json")
     normalizers = load_normalizers(folder / "stats.json", embodiment)
-    backbone = QwenVLBackbone.from_config(folder / "vlm", dtype=config.dtype)
+    backbone = load_backbone(folder / "vlm", weights=False, **_options(config))
     policy = cls(config, backbone, embodiment, normalizers, **cls.load_parts(folder))
     try:
         load_model(policy, str(folder / "model.safetensors"), device="cpu")

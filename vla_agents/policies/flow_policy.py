@@ -23,31 +23,24 @@ from torch import Tensor
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
+from vla_agents.policies.backbone import LAYERS, Backbone
 from vla_agents.policies.heads.flow import FlowHead, Guide
 from vla_agents.policies.heads.flow_schedule import FlowSchedule
 from vla_agents.policies.heads.inpainting import guide_to, pad_prefix, prefix_weights
 from vla_agents.policies.policy import Batch, Policy
-from vla_agents.policies.qwen_vl import QwenVLBackbone
+from vla_agents.policies.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True)
-class FlowConfig:
+class FlowConfig(PolicyConfig):
     """What every flow policy has besides embodiment and statistics."""
 
-    vlm: str = "tiny"
-    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (the pretrained one we ship)."""
-    horizon: int = 8
-    """H: actions predicted per chunk."""
-    execute: int = 4
-    """Actions of a chunk that are carried out before the next one is planned (default; can be changed when acting)."""
     steps: int = 4
     """Denoising (Euler) steps of a prediction."""
     state: Literal["head", "none"] = "head"
     """Where the proprioceptive state enters: as a token of the action head, or nowhere."""
     state_size: int = 0
     """Inputs of the state encoder; 0 takes the embodiment's. StarVLA checkpoints have one even where state is 'none'."""
-    prompt: str = "{instruction}"
-    """What the model is told; {instruction} is replaced, {horizon} too."""
     final_norm: bool = True
     """Whether the VLM's last layer is read after its final norm; false for StarVLA checkpoints over Qwen3-VL."""
     future_tokens: int = 32
@@ -66,8 +59,6 @@ class FlowConfig:
     """Number of time buckets the network tells apart."""
     guidance: float = 5.0
     """Real-time chunking: largest weight of the pull towards a prefix; 0 for none (faster, less smooth)."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the VLM's weights."""
     head_dtype: Literal["float32", "bfloat16"] = "float32"
     """Of the head's weights; noise, Euler steps and loss stay in float32."""
 
@@ -86,11 +77,12 @@ class FlowPolicy(Policy):
     """
 
     clamp_time = False
+    needs = frozenset({LAYERS})
 
     def __init__(
         self,
         config: FlowConfig,
-        backbone: QwenVLBackbone,
+        backbone: Backbone,
         embodiment: Embodiment,
         normalizers: Mapping[str, Normalizer],
         head: FlowHead,
@@ -98,13 +90,12 @@ class FlowPolicy(Policy):
         repeats: int,
     ) -> None:
         super().__init__(embodiment, normalizers, config.horizon, config.execute)
-        if "{instruction}" not in config.prompt:
-            raise ConfigError(f"prompt {config.prompt!r} lacks {{instruction}}")
         if config.steps < 1 or repeats < 1:
             raise ConfigError(f"steps={config.steps} and repeats={repeats} must be at least 1")
         self.config: Any = config
         self.backbone = backbone
         self.head = head.to(getattr(torch, config.head_dtype))
+        backbone.require(LAYERS)
         self.layers = tuple(layers)
         self.repeats = repeats
         self.schedule = FlowSchedule(config.time_alpha, config.time_beta, config.time_s, config.buckets)
@@ -113,29 +104,19 @@ class FlowPolicy(Policy):
 
     def _freeze_unused(self) -> None:
         """What no action can depend on must not wait for gradients."""
-        vlm = self.backbone.vlm
-        if vlm.lm_head.weight is not vlm.get_input_embeddings().weight:
-            vlm.lm_head.requires_grad_(False)
-        decoder, deepest = vlm.model.language_model, max(self.layers)
-        for layer in decoder.layers[deepest:]:
-            layer.requires_grad_(False)
-        if deepest < len(decoder.layers) or not self.config.final_norm:
-            decoder.norm.requires_grad_(False)
+        self.backbone.freeze_unused(self.layers, final_norm=self.config.final_norm)
         if self.head.state_encoder is not None and self.config.state == "none":
             self.head.state_encoder.requires_grad_(False)
 
     # ---- what the head reads ------------------------------------------------------------------------------
     def encode(self, batch: Batch) -> tuple[list[Tensor], Tensor | None]:
         """Contexts (B, L, C) in the head's dtype, and the padding mask where there can be padding."""
-        texts = [
-            self.config.prompt.replace("{instruction}", text).replace("{horizon}", str(self.horizon))
-            for text in batch.instructions
-        ]
-        images = [batch.images[name] for name in self.embodiment.camera_names]
+        texts = [self.config.told(text) for text in batch.instructions]
+        wanted = sorted(set(self.layers))
         encoding = self.backbone.encode(
-            images, texts, layers=sorted(set(self.layers)), final_norm=self.config.final_norm
+            self.views(batch), texts, layers=wanted, final_norm=self.config.final_norm
         )
-        by_layer = dict(zip(sorted(set(self.layers)), encoding.layers, strict=True))
+        by_layer = dict(zip(wanted, encoding.layers, strict=True))
         dtype = self.head.action_encoder.layer1.weight.dtype
         read = {number: hidden.to(dtype) for number, hidden in by_layer.items()}
         return [read[number] for number in self.layers], None if len(batch) == 1 else encoding.mask

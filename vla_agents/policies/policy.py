@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError
+from vla_agents.errors import ConfigError, ObservationError
 from vla_agents.normalize import Normalizer
+from vla_agents.policies.backbone import Backbone
 
 
 @dataclass
@@ -92,7 +93,7 @@ class Batch:
 
 
 class Policy(nn.Module):
-    """Base of all policies. Subclasses write `forward` and `predict_action`.
+    """Base of all policies. Subclasses write `forward` and `predict_action`; `needs` names what they ask of a backbone.
 
     Args:
         embodiment: What observations and actions mean.
@@ -100,6 +101,9 @@ class Policy(nn.Module):
         horizon: H, actions per chunk.
         default_execute: How many of them a receding-horizon chunker carries out by default.
     """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    backbone: Backbone
 
     def __init__(
         self,
@@ -139,7 +143,7 @@ class Policy(nn.Module):
 
     def save_parts(self, folder: Path) -> None:
         """What a checkpoint holds beside weights, configuration, embodiment and statistics."""
-        self.backbone.save_assets(folder / "vlm")  # type: ignore[operator, union-attr]
+        self.backbone.save_assets(folder / "vlm")
 
     @classmethod
     def load_parts(cls, folder: Path) -> dict[str, Any]:
@@ -164,4 +168,32 @@ class Policy(nn.Module):
         """The batch's state, normalised; None for a body without state."""
         if batch.state is None or "state" not in self.normalizers:
             return None
+        if batch.state.shape != (len(batch), self.embodiment.state_dim):
+            raise ObservationError(
+                f"the batch's state has shape {tuple(batch.state.shape)}, "
+                f"expected {(len(batch), self.embodiment.state_dim)} for {self.embodiment.name!r}"
+            )
         return self.normalizers["state"].normalize(batch.state)
+
+    def views(self, batch: Batch) -> list[Tensor]:
+        """The batch's pictures, uint8 (B, H, W, 3), in the order of the embodiment's cameras.
+
+        Raises:
+            ObservationError: A camera is missing, or its pictures are not what the policy was made for.
+        """
+        found = []
+        for camera in self.embodiment.cameras:
+            view = batch.images.get(camera.name)
+            if view is None:
+                raise ObservationError(
+                    f"camera {camera.name!r} is missing; the batch has {sorted(batch.images)}",
+                    f"the policy was made for {', '.join(self.embodiment.camera_names)}",
+                )
+            shape = (len(batch), camera.height, camera.width, 3)
+            if view.dtype != torch.uint8 or view.shape != shape:
+                raise ObservationError(
+                    f"camera {camera.name!r}: {view.dtype} {tuple(view.shape)}, the policy was made for uint8 {shape}",
+                    f"bring the pictures to that size (ResizeImages({camera.height}, {camera.width}))",
+                )
+            found.append(view)
+        return found

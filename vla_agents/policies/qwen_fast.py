@@ -30,24 +30,19 @@ from torch import Tensor, nn
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
+from vla_agents.policies.backbone import WORDS, Backbone
 from vla_agents.policies.fast_grammar import ChunkGrammar, ChunkState
 from vla_agents.policies.fast_tokenizer import FastTokenizer
 from vla_agents.policies.policy import Batch, Policy
-from vla_agents.policies.qwen_vl import QwenVLBackbone
+from vla_agents.policies.policy_config import PolicyConfig
 
 ACTION_WORD = "<robot_action_{}>"
 
 
 @dataclass(frozen=True)
-class QwenFASTConfig:
+class QwenFASTConfig(PolicyConfig):
     """What makes a Qwen-FAST besides embodiment and statistics."""
 
-    vlm: str = "tiny"
-    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (the pretrained one we ship)."""
-    horizon: int = 8
-    """H: actions predicted per chunk."""
-    execute: int = 4
-    """Actions of a chunk that are carried out before the next one is planned (default; can be changed when acting)."""
     fast: str = ""
     """FAST tokenizer: a folder or hub id (physical-intelligence/fast); empty: fitted on the training data."""
     fast_scale: float = 10
@@ -58,10 +53,6 @@ class QwenFASTConfig:
     """Acting: only tokens that can still make a chunk, or any action token until the model ends."""
     state: Literal["text", "none"] = "none"
     """Whether the proprioceptive state is written into the prompt, in 256 bins over [-1, 1] of its normalised values."""
-    prompt: str = "{instruction}"
-    """What the model is told; {instruction} is replaced, {horizon} too."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the VLM's weights."""
 
 
 class QwenFAST(Policy):
@@ -76,25 +67,25 @@ class QwenFAST(Policy):
     """
 
     config_class = QwenFASTConfig
+    needs = frozenset({WORDS})
 
     def __init__(
         self,
         config: QwenFASTConfig,
-        backbone: QwenVLBackbone,
+        backbone: Backbone,
         embodiment: Embodiment,
         normalizers: Mapping[str, Normalizer],
         fast_tokenizer: FastTokenizer | str | Path | None = None,
     ) -> None:
         super().__init__(embodiment, normalizers, config.horizon, config.execute)
-        if "{instruction}" not in config.prompt:
-            raise ConfigError(f"prompt {config.prompt!r} lacks {{instruction}}")
         self.config = config
         self.backbone = backbone
+        backbone.require(WORDS)
         source = fast_tokenizer or config.fast or None
         tokenizer = FastTokenizer.load(source) if isinstance(source, str | Path) else source
         count = len(tokenizer) if tokenizer else config.fast_vocab
         self.action_ids = backbone.add_tokens([ACTION_WORD.format(i) for i in range(count)])
-        self._after_answer = _after_answer(backbone.tokenizer)
+        self._after_answer = backbone.after_answer
         self._fast: FastTokenizer | None = None
         self._grammar: ChunkGrammar | None = None
         if tokenizer:
@@ -141,20 +132,18 @@ class QwenFAST(Policy):
         """`{"action_ce": ...}`, the mean over the tokens of the answers."""
         hidden, labels = self.answered(batch)
         where = labels[:, 1:] >= 0  # the state at t predicts token t + 1
-        logits = self.backbone.vlm.lm_head(hidden[:, :-1][where]).float()
+        logits = (hidden[:, :-1][where] @ self.backbone.word_rows().T).float()
         return {"action_ce": nn.functional.cross_entropy(logits, labels[:, 1:][where])}
 
     def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Hidden states (B, L, hidden) of prompts with answers; labels (B, L): tokens from the first action on, or -100."""
+        """Hidden states (B, L, hidden) of prompts with answers; labels (B, L): tokens of the answer, or -100."""
         answers = [
             "".join(ACTION_WORD.format(token) for token in row) + self._after_answer
             for row in self.tokenize(batch)
         ]
-        encoding = self.backbone.encode(self._images(batch), self.prompts(batch), answers=answers)
-        ids = encoding.input_ids
-        action = torch.isin(ids, torch.tensor(self.action_ids, device=ids.device))
-        begun = action.cumsum(1) > 0
-        return encoding.hidden, ids.masked_fill(~begun, -100)
+        encoding = self.backbone.answered(self.views(batch), self.prompts(batch), answers)
+        assert encoding.input_ids is not None and encoding.answers is not None
+        return encoding.hidden, encoding.input_ids.masked_fill(~encoding.answers, -100)
 
     def tokenize(self, batch: Batch) -> list[list[int]]:
         """FAST tokens of the batch's actions, one list per sample."""
@@ -177,11 +166,7 @@ class QwenFAST(Policy):
             bins = np.digitize(state.float().cpu().numpy(), np.linspace(-1, 1, 257)[:-1]) - 1
             told = [" ".join(str(number) for number in row) for row in bins]
             texts = [f"{text} [STATE] {numbers}" for text, numbers in zip(texts, told, strict=True)]
-        template = self.config.prompt.replace("{horizon}", str(self.horizon))
-        return [template.replace("{instruction}", text) for text in texts]
-
-    def _images(self, batch: Batch) -> list[Tensor]:
-        return [batch.images[name] for name in self.embodiment.camera_names]
+        return [self.config.told(text) for text in texts]
 
     # ---- acting -------------------------------------------------------------------------------------------
     def predict_action(self, batch: Batch, prefix: Tensor | None = None) -> Tensor:
@@ -202,24 +187,15 @@ class QwenFAST(Policy):
     @torch.no_grad()
     def generate(self, batch: Batch) -> list[list[int]]:
         """The greedy answers as FAST tokens (without the end), one list per sample."""
-        from transformers import DynamicCache
-
-        vlm = self.backbone.vlm
         answers = _Answers(self, len(batch))
-        inputs, mask = self.backbone.inputs(self._images(batch), self.prompts(batch))
-        said = torch.tensor(answers.ids, device=mask.device)
-        words = vlm.lm_head.weight[said]  # (A, hidden): no other word is scored
-        cache = DynamicCache(config=vlm.config.get_text_config())
-        seen = inputs["attention_mask"]  # None: nothing is padded
-        place = inputs["position_ids"][..., -1:]  # (3, B, 1); after the pictures all three axes advance alike
+        speech = self.backbone.speak(self.views(batch), self.prompts(batch))
+        said = torch.tensor(answers.ids, device=speech.hidden.device)
+        words = self.backbone.word_rows(said)  # (A, hidden): no other word is scored
         while True:
-            hidden = vlm.model(**inputs, past_key_values=cache, use_cache=True).last_hidden_state[:, -1]
-            choice = answers.choose((hidden @ words.T).float())
+            choice = answers.choose((speech.hidden @ words.T).float())
             if answers.complete:
                 return answers.tokens
-            place = place + 1
-            seen = None if seen is None else torch.cat([seen, seen.new_ones(len(seen), 1)], 1)
-            inputs = {"input_ids": said[choice][:, None], "attention_mask": seen, "position_ids": place}
+            speech.say(said[choice])
 
 
 class _Answers:
@@ -269,14 +245,3 @@ class _Answers:
         self.tokens[row].append(token)
         self._states[row] = self._grammar.advance(self._states[row], token)
         self._ended[row] = self._states[row].complete
-
-
-def _after_answer(tokenizer: Any) -> str:
-    """What the chat template puts after an answer, the next generation prompt included."""
-    mark = ACTION_WORD.format(0)
-    turns = [{"role": role, "content": [{"type": "text", "text": mark}]} for role in ("user", "assistant")]
-    chat: str = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    before, found, after = chat.rpartition(mark)
-    if not found or mark not in before:
-        raise ConfigError(f"the chat template does not give an answer as it is: {chat!r}")
-    return after

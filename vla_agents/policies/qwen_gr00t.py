@@ -23,10 +23,10 @@ from typing import Literal
 
 from vla_agents.embodiment import Embodiment
 from vla_agents.normalize import Normalizer
+from vla_agents.policies.backbone import Backbone
 from vla_agents.policies.flow_policy import FlowConfig, FlowPolicy
 from vla_agents.policies.heads.flow import FlowHeadShape
 from vla_agents.policies.heads.gr00t import GR00THead, dit_size
-from vla_agents.policies.qwen_vl import QwenVLBackbone
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class QwenGR00T(FlowPolicy):
     def __init__(
         self,
         config: QwenGR00TConfig,
-        backbone: QwenVLBackbone,
+        backbone: Backbone,
         embodiment: Embodiment,
         normalizers: Mapping[str, Normalizer],
     ) -> None:

@@ -21,7 +21,7 @@ the chunk that lie inside the episode, in normalised units.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -31,22 +31,17 @@ from torch import Tensor
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
+from vla_agents.policies.backbone import QUERIES, Backbone, Queries
 from vla_agents.policies.heads.mlp import MLP
 from vla_agents.policies.heads.mlp_resnet import MLPResNet
 from vla_agents.policies.policy import Batch, Policy
-from vla_agents.policies.qwen_vl import QwenVLBackbone
+from vla_agents.policies.policy_config import PolicyConfig
 
 
 @dataclass(frozen=True)
-class QwenOFTConfig:
+class QwenOFTConfig(PolicyConfig):
     """What makes a Qwen-OFT besides embodiment and statistics."""
 
-    vlm: str = "tiny"
-    """Qwen-VL to start from: a folder, a hub id (Qwen/Qwen3-VL-4B-Instruct), or 'tiny' (the pretrained one we ship)."""
-    horizon: int = 8
-    """H: actions predicted per chunk."""
-    execute: int = 4
-    """Actions of a chunk that are carried out before the next one is planned (default; can be changed when acting)."""
     state: Literal["head", "text", "none"] = "head"
     """Where the proprioceptive state enters: at the action head, as text of the prompt, or nowhere."""
     queries: Literal["suffix", "prompt"] = "suffix"
@@ -56,17 +51,13 @@ class QwenOFTConfig:
     final_norm: bool = True
     """Whether the last layer's output goes through the final norm; StarVLA's Qwen3-VL checkpoints: false."""
     action_token: str = "🔍"
-    """Text of the query tokens; must be a single token of the tokenizer."""
-    prompt: str = "{instruction}"
-    """What the model is told; {instruction} is replaced, {horizon} too."""
+    """Text of the query tokens; made a single token of the tokenizer where it is none."""
     head: Literal["mlp_resnet", "mlp"] = "mlp_resnet"
     """Action head: OpenVLA-OFT's residual one, or a plain MLP (with which tiny models learn sooner)."""
     head_width: int = 0
     """Width of the action head; 0 takes twice the hidden size."""
     head_blocks: int = 2
     """Residual blocks (or hidden layers) of the action head."""
-    dtype: Literal["float32", "bfloat16"] = "float32"
-    """Of the VLM's weights; the head stays in float32."""
 
 
 class QwenOFT(Policy):
@@ -80,38 +71,30 @@ class QwenOFT(Policy):
     """
 
     config_class = QwenOFTConfig
+    needs = frozenset({QUERIES})
 
     def __init__(
         self,
         config: QwenOFTConfig,
-        backbone: QwenVLBackbone,
+        backbone: Backbone,
         embodiment: Embodiment,
         normalizers: Mapping[str, Normalizer],
     ) -> None:
         super().__init__(embodiment, normalizers, config.horizon, config.execute)
-        if "{instruction}" not in config.prompt:
-            raise ConfigError(f"prompt {config.prompt!r} lacks {{instruction}}")
         self.config = config
         self.backbone = backbone
         if config.state == "text" and config.queries == "suffix":
             raise ConfigError(
                 "state='text' is written beside the queries in the prompt", "set queries='prompt'"
             )
-        self.query_id = backbone.token_id(config.action_token)  # refuses a text that is several tokens
+        self.queries = Queries(config.horizon, config.action_token, config.queries == "prompt", config.cut)
+        backbone.prepare_queries(self.queries)
         state = embodiment.state_dim if config.state == "head" else 0
         hidden = backbone.hidden_size
         kind = {"mlp_resnet": MLPResNet, "mlp": MLP}[config.head]
         width = config.head_width or 2 * hidden
         self.head = kind(hidden + state, width, embodiment.action_dim, config.head_blocks)
-        self._freeze_unused()
-
-    def _freeze_unused(self) -> None:
-        """A language head of its own and an unused final norm must not wait for gradients."""
-        vlm = self.backbone.vlm
-        if vlm.lm_head.weight is not vlm.get_input_embeddings().weight:
-            vlm.lm_head.requires_grad_(False)
-        if not self.config.final_norm:
-            vlm.model.language_model.norm.requires_grad_(False)
+        backbone.freeze_unused([backbone.num_layers], final_norm=config.final_norm, queries=True)
 
     def prompts(self, batch: Batch) -> list[str]:
         """The B user texts."""
@@ -122,8 +105,7 @@ class QwenOFT(Policy):
             texts = [
                 f"{text}{state}{ask}" for text, state in zip(texts, self._state_texts(batch), strict=True)
             ]
-        template = self.config.prompt.replace("{horizon}", str(self.horizon))
-        return [template.replace("{instruction}", text) for text in texts]
+        return [self.config.told(text) for text in texts]
 
     def _state_texts(self, batch: Batch) -> list[str]:
         """ " [STATE] 27 161 … " per sample, or a space: bins of the normalised state, -1 (too small) .. 255."""
@@ -143,20 +125,14 @@ class QwenOFT(Policy):
 
     def hidden_at_queries(self, batch: Batch) -> Tensor:
         """The hidden states that the head reads, (B, H, hidden)."""
-        images = [batch.images[name] for name in self.embodiment.camera_names]
-        in_prompt, token = self.config.queries == "prompt", self.config.action_token
         encoding = self.backbone.encode(
-            images,
+            self.views(batch),
             self.prompts(batch),
-            suffix="" if in_prompt else token * self.horizon,
+            queries=replace(self.queries, cut=self.config.cut),
             final_norm=self.config.final_norm,
-            cut_after=token if in_prompt and self.config.cut else "",
         )
-        if not in_prompt or self.config.cut:  # an instruction may hold the token too: the last ones count
-            return encoding.hidden[:, -self.horizon :]
-        found = encoding.input_ids == self.query_id
-        places = found.long().cumsum(1).sub(found.sum(1, keepdim=True) - self.horizon)
-        return encoding.hidden[found & (places > 0)].view(len(batch), self.horizon, -1)
+        assert encoding.queries is not None
+        return encoding.queries
 
     def normalized_actions(self, batch: Batch) -> Tensor:
         """Predicted chunks in normalised units, float32 (B, H, D)."""

@@ -28,10 +28,10 @@ from dataclasses import dataclass
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
+from vla_agents.policies.backbone import Backbone
 from vla_agents.policies.flow_policy import FlowConfig, FlowPolicy
 from vla_agents.policies.heads.flow import FlowHeadShape
 from vla_agents.policies.heads.layerwise import LayerwiseHead, Semantics
-from vla_agents.policies.qwen_vl import QwenVLBackbone
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class QwenPI(FlowPolicy):
     def __init__(
         self,
         config: QwenPIConfig,
-        backbone: QwenVLBackbone,
+        backbone: Backbone,
         embodiment: Embodiment,
         normalizers: Mapping[str, Normalizer],
     ) -> None:

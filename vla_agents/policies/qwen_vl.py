@@ -4,103 +4,83 @@ Prompt = the model's own chat template over one user message (all images, then t
 suffix such as the action query tokens. Batches are padded on the left. Token ids and M-RoPE positions of a prompt are
 computed once and kept: they depend on the text and the image grids only.
 
-Pixels: `vla_agents.policies.pixels`; the decoder's layers: `vla_agents.policies.qwen_decoder`.
+Pixels: `vla_agents.policies.pixels`; the decoder's layers: `.qwen_decoder`; answers: `.qwen_speech`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from vla_agents.errors import CheckpointError, ConfigError
+from vla_agents.errors import ConfigError
+from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries, reading
 from vla_agents.policies.pixels import ImageSettings
 from vla_agents.policies.qwen_decoder import run_decoder
+from vla_agents.policies.qwen_speech import QwenSpeech, text_after_answer
 
 __all__ = ["Encoding", "ImageSettings", "QwenVLBackbone"]
 
-_FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+_PICTURE = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 
 
-@dataclass
-class Encoding:
-    """What the backbone gives back.
-
-    Args:
-        hidden: (B, L, hidden) last hidden states.
-        mask: bool (B, L), False on padding (left).
-        input_ids: int64 (B, L).
-        layers: The raw outputs (B, L, hidden) of the decoder layers that were asked for.
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    input_ids: Tensor
-    layers: tuple[Tensor, ...] = ()
-
-
-class QwenVLBackbone(nn.Module):
-    """A Qwen2.5-VL or Qwen3-VL with its tokenizer and image settings.
+class QwenVLBackbone(Backbone):
+    """A Qwen-VL with its tokenizer and image settings.
 
     Args:
         model: The `...ForConditionalGeneration` model.
         tokenizer: Its tokenizer, with chat template.
         images: Its pixel settings.
+        attention: `auto`, or the attention kernels by name.
     """
 
-    def __init__(self, model: nn.Module, tokenizer: Any, images: ImageSettings) -> None:
-        super().__init__()
+    abilities = frozenset({QUERIES, LAYERS, WORDS})
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, images: ImageSettings, attention: str = "auto"
+    ) -> None:
         kind = model.config.model_type  # type: ignore[union-attr]
-        if kind not in _FAMILIES:
+        if kind not in FAMILIES:
             raise ConfigError(
-                f"{kind!r} is not a Qwen-VL this backbone knows", f"known: {', '.join(_FAMILIES)}"
+                f"{kind!r} is not a Qwen-VL this backbone knows", f"known: {', '.join(FAMILIES)}"
             )
-        if not tokenizer.chat_template:
-            raise ConfigError(
-                f"the tokenizer of the {kind} model has no chat template", "use an Instruct model"
-            )
-        self.vlm: Any = model
-        self.tokenizer = tokenizer
+        _check_tokenizer(tokenizer, model.config)
+        super().__init__(model, tokenizer, attention)
         self.image_settings = images
         self._prompts: dict[Any, Any] = {}
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, dtype: str = "float32") -> QwenVLBackbone:
-        """From a model folder or a hub id such as `"Qwen/Qwen3-VL-4B-Instruct"`, with weights."""
-        return cls._build(source, dtype, weights=True)
-
-    @classmethod
-    def from_config(cls, source: str | Path, *, dtype: str = "float32") -> QwenVLBackbone:
-        """The same architecture with random weights (for a checkpoint that brings its own)."""
-        return cls._build(source, dtype, weights=False)
-
-    @classmethod
-    def _build(cls, source: str | Path, dtype: str, *, weights: bool) -> QwenVLBackbone:
+    def build(
+        cls,
+        source: str | Path,
+        *,
+        weights: bool,
+        dtype: str = "float32",
+        attention: str = "auto",
+        image_size: int = 0,
+    ) -> Self:
+        """See `Backbone.build`."""
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
+        if image_size:
+            raise ConfigError(
+                f"image_size={image_size} is not for Qwen-VL, which takes pictures as they come",
+                "resize in the env or by ResizeImages, or edit `size` of its preprocessor_config.json",
+            )
         torch_dtype = getattr(torch, dtype)
-        try:
-            with _quiet_transformers():
-                if weights:
-                    model = AutoModelForImageTextToText.from_pretrained(str(source), dtype=torch_dtype)
-                else:
-                    config = AutoConfig.from_pretrained(str(source))
-                    model = AutoModelForImageTextToText.from_config(config, dtype=torch_dtype)
-                tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="left")
-                images = ImageSettings.load(source)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(
-                source,
-                f"no Qwen-VL model could be read here ({error})",
-                "give a folder with config.json, tokenizer.json, preprocessor_config.json and weights, "
-                "or a hub id that this machine can reach; `vla-agents pretrain-tiny` makes a tiny one",
-            ) from error
-        return cls(model, tokenizer, images)
+        with reading(source):
+            if weights:
+                model = AutoModelForImageTextToText.from_pretrained(str(source), dtype=torch_dtype)
+            else:
+                config = AutoConfig.from_pretrained(str(source))
+                model = AutoModelForImageTextToText.from_config(config, dtype=torch_dtype)
+            tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="left")
+            images = ImageSettings.load(source)
+        return cls(model, tokenizer, images, attention)
 
     @property
     def hidden_size(self) -> int:
@@ -112,32 +92,30 @@ class QwenVLBackbone(nn.Module):
         """Depth of the language model."""
         return int(self.vlm.config.get_text_config().num_hidden_layers)
 
-    def token_id(self, token: str) -> int:
-        """The id of a text that must be a single token."""
-        ids = self.tokenizer(token, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1:
-            raise ConfigError(
-                f"{token!r} is {len(ids)} tokens for this tokenizer, it must be one",
-                "choose another action_token, or add it to the tokenizer and resize the embeddings",
-            )
-        return int(ids[0])
-
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
-        """Make texts single tokens, those that are not yet; the embeddings grow by random rows where needed.
+        """See `Backbone.add_tokens`."""
+        self._prompts.clear()  # their texts may be other tokens now
+        return super().add_tokens(tokens)
 
-        Returns:
-            Their ids.
-        """
-        vocabulary = self.tokenizer.get_vocab()
-        missing = [token for token in tokens if token not in vocabulary]
-        if missing:
-            from transformers import AddedToken
+    def prepare_queries(self, queries: Queries) -> None:
+        """A query token that is several tokens is made one; not where the texts hold it, as in StarVLA's checkpoints."""
+        ids = self.tokenizer(queries.token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 and not queries.in_text and queries.token.split() == [queries.token]:
+            self.add_tokens([queries.token])
+        self.token_id(queries.token)
 
-            self.tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
-            if len(self.tokenizer) > self.vlm.get_input_embeddings().num_embeddings:
-                self.vlm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)
-            self._prompts.clear()
-        return [int(number) for number in self.tokenizer.convert_tokens_to_ids(list(tokens))]
+    def freeze_unused(self, layers: Sequence[int], *, final_norm: bool = True, queries: bool = False) -> None:
+        """A language head of its own, layers beyond the last that is read, a final norm that is left out."""
+        vlm, deepest = self.vlm, max(layers)
+        if vlm.lm_head.weight is not vlm.get_input_embeddings().weight:
+            vlm.lm_head.requires_grad_(False)
+        decoder = vlm.model.language_model
+        for layer in decoder.layers[deepest:]:
+            layer.requires_grad_(False)
+        for merger in list(getattr(vlm.model.visual, "deepstack_merger_list", ()))[deepest:]:
+            merger.requires_grad_(False)
+        if deepest < len(decoder.layers) or not final_norm:
+            decoder.norm.requires_grad_(False)
 
     def save_assets(self, folder: str | Path) -> None:
         """Config, tokenizer and pixel settings (no weights): what `from_config` reads."""
@@ -156,71 +134,62 @@ class QwenVLBackbone(nn.Module):
         suffix: str = "",
         answers: Sequence[str] = (),
         *,
-        final_norm: bool = True,
+        queries: Queries | None = None,
         layers: Sequence[int] | None = None,
-        cut_after: str = "",
+        final_norm: bool = True,
     ) -> Encoding:
-        """Hidden states of B prompts.
+        """See `Backbone.encode`; further:
 
         Args:
-            images: One uint8 (B, H, W, 3) tensor per view (sizes may differ between views).
-            texts: B user texts.
-            suffix: Appended after the generation prompt (the same for all), e.g. action query tokens.
+            suffix: Appended after the generation prompt (the same for all).
             answers: B answers appended after the generation prompt instead, for language training.
-            final_norm: Whether the last decoder layer's output goes through the final RMSNorm.
-            layers: Ascending numbers of the decoder layers whose outputs are wanted, 1 .. `num_layers`; layers beyond the
-                last of them are not run. By default the last one.
-            cut_after: What follows the last occurrence of this token is not run: nothing before it sees it.
         """
-        inputs, mask = self.inputs(images, texts, suffix, answers, cut_after=cut_after)
+        self.check_attention()
+        cut = ""
+        if queries is not None and not queries.in_text:
+            suffix += queries.token * queries.count
+        elif queries is not None and queries.cut:
+            cut = queries.token
+        inputs, mask = self.inputs(images, texts, suffix, answers, cut_after=cut)
         wanted = [self.num_layers] if layers is None else list(layers)
         outputs = run_decoder(self.vlm.model, inputs, mask, wanted, final_norm=final_norm)
         kept = () if layers is None else tuple(outputs)
-        return Encoding(outputs[-1], mask, inputs["input_ids"], kept)
+        encoding = Encoding(outputs[-1], mask, inputs["input_ids"], kept)
+        if queries is not None:
+            encoding.queries = self._at_queries(encoding, queries)
+        return encoding
 
-    def language_loss(
-        self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        """Next-token cross-entropy on the answers (and the end-of-turn token), nothing else.
+    def _at_queries(self, encoding: Encoding, queries: Queries) -> Tensor:
+        """(B, H, hidden); a text may hold the token too, so the last ones count."""
+        hidden, ids = encoding.hidden, encoding.input_ids
+        if queries.cut or not queries.in_text:
+            return hidden[:, -queries.count :]
+        assert ids is not None
+        found = ids == self.token_id(queries.token)
+        places = found.long().cumsum(1).sub(found.sum(1, keepdim=True) - queries.count)
+        return hidden[found & (places > 0)].view(len(hidden), queries.count, -1)
 
-        Args:
-            images: One uint8 (B, H, W, 3) tensor per view.
-            questions: B user texts.
-            answers: B answers.
+    # ---- words --------------------------------------------------------------------------------------------
+    @property
+    def after_answer(self) -> str:
+        """What the chat template puts after an answer, the next generation prompt included (as StarVLA trains it)."""
+        return text_after_answer(self.tokenizer)
 
-        Returns:
-            The mean loss per answer token, and the number of answer tokens that were predicted right.
-        """
-        encoding, labels = self._answered(images, questions, answers)
-        where = labels[:, 1:] >= 0  # the state at t predicts token t + 1
-        logits = self.vlm.lm_head(encoding.hidden[:, :-1][where]).float()
-        targets = labels[:, 1:][where]
-        return nn.functional.cross_entropy(logits, targets), (logits.argmax(-1) == targets).sum()
-
-    def _answered(
-        self, images: Sequence[Tensor], questions: Sequence[str], answers: Sequence[str]
-    ) -> tuple[Encoding, Tensor]:
-        """Hidden states of prompts with answers, and labels (B, L): the token id on answers, -100 elsewhere."""
-        end = self.tokenizer.eos_token
-        encoding = self.encode(images, questions, answers=[answer + end for answer in answers])
-        labels = torch.full_like(encoding.input_ids, -100)
+    def answered(self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str]) -> Encoding:
+        """See `Backbone.answered`."""
+        encoding = self.encode(images, texts, answers=answers)
+        assert encoding.input_ids is not None
+        encoding.answers = torch.zeros_like(encoding.input_ids, dtype=torch.bool)
         for row, answer in enumerate(answers):
-            count = len(self.tokenizer(answer + end, add_special_tokens=False)["input_ids"])
-            labels[row, -count:] = encoding.input_ids[row, -count:]
-        return encoding, labels
+            count = len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
+            encoding.answers[row, -count:] = True
+        return encoding
 
-    @torch.no_grad()
-    def answer(self, images: Sequence[Tensor], questions: Sequence[str], max_tokens: int = 16) -> list[str]:
-        """Greedy answers to B questions."""
-        inputs, _ = self.inputs(images, questions)
-        if inputs["attention_mask"] is None:
-            inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        inputs.pop("position_ids")  # generate() continues its own
-        out = self.vlm.generate(
-            **inputs, max_new_tokens=max_tokens, do_sample=False, pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_id=self.tokenizer.eos_token_id,
-        )  # fmt: skip
-        return self.tokenizer.batch_decode(out[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    def speak(self, images: Sequence[Tensor], texts: Sequence[str]) -> QwenSpeech:
+        """See `Backbone.speak`."""
+        self.check_attention()
+        inputs, _ = self.inputs(images, texts)
+        return QwenSpeech(self.vlm, inputs)
 
     def inputs(
         self,
@@ -311,15 +280,23 @@ def _cut(ids: tuple[int, ...], token: int) -> tuple[int, ...]:
     return ids[: len(ids) - ids[::-1].index(token)] if token in ids else ids
 
 
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """No weight-loading progress bars on the terminal."""
-    from transformers.utils import logging
-
-    was_on = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if was_on:
-            logging.enable_progress_bar()
+def _check_tokenizer(tokenizer: Any, config: Any) -> None:
+    """`ConfigError` naming what a tokenizer lacks to prompt a Qwen-VL."""
+    if not tokenizer.chat_template:
+        raise ConfigError(
+            f"the tokenizer of the {config.model_type} model has no chat template", "use an Instruct model"
+        )
+    vocabulary = tokenizer.get_vocab()
+    lacking = [token for token in _PICTURE if token not in vocabulary]
+    lacking += [name for name in ("pad_token", "eos_token") if getattr(tokenizer, name) is None]
+    if lacking:
+        raise ConfigError(
+            f"the tokenizer lacks {', '.join(lacking)}, which every Qwen-VL prompt needs",
+            "take the tokenizer files that came with the model",
+        )
+    if vocabulary["<|image_pad|>"] != config.image_token_id:
+        raise ConfigError(
+            f"<|image_pad|> is {vocabulary['<|image_pad|>']} for the tokenizer, "
+            f"{config.image_token_id} for the model",
+            "take the tokenizer files that came with the model",
+        )
