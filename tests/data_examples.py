@@ -24,7 +24,8 @@ STATE = (Part("position", 3, "xyz"), Part("fingers", 2, "gripper_position"))
 ARM = Embodiment("arm", ACTION, STATE, (Camera("front", 64, 64), Camera("wrist", 48, 64)), 20.0)
 NUMBERS = ("state", "action", "reward", "terminated", "truncated", "intervened", "time")
 NUMBERS += ("executed", "commanded", "repeated")
-SHARED = Path(__file__).resolve().parents[2] / "shared"  # beside the repository
+BESIDE = Path(__file__).resolve().parents[2] / "shared"  # beside the repository, else where the variable says
+SHARED = BESIDE if BESIDE.exists() else Path(os.environ.get("VLA_AGENTS_SHARED", BESIDE))
 
 
 def picture(rng: np.random.Generator, height: int, width: int) -> np.ndarray:

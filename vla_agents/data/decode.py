@@ -11,7 +11,7 @@ import numpy as np
 
 from vla_agents.errors import DatasetError
 
-_SAME = 1e-4  # seconds; a frame this near is the one asked for
+SAME = 1e-4  # seconds; a frame this near is the one asked for
 
 
 def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) -> np.ndarray:
@@ -41,7 +41,7 @@ def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) ->
                     f"pictures are {found[0]}x{found[1]}, meta/info.json says {shape[0]}x{shape[1]}",
                     "files of two datasets or cameras were mixed: copy the dataset again",
                 )
-            convert = _Converter()
+            convert = Converter()
             for frame in _frames_at(container, stream, times, 0.25 / fps):
                 convert(frame, out[done])
                 done += 1
@@ -70,7 +70,7 @@ def _frames_at(container: Any, stream: Any, times: np.ndarray, tolerance: float)
     k, previous, before = 0, None, -np.inf
     for frame in container.decode(stream):
         now = -np.inf if frame.pts is None else frame.pts * base
-        while k < len(times) and now >= times[k] - _SAME:
+        while k < len(times) and now >= times[k] - SAME:
             earlier = times[k] - before < abs(now - times[k])
             if min(times[k] - before, abs(now - times[k])) > tolerance:
                 return
@@ -84,7 +84,7 @@ def _frames_at(container: Any, stream: Any, times: np.ndarray, tolerance: float)
         k += 1
 
 
-class _Converter:
+class Converter:
     """Decoded frame -> RGB, with one conversion context for the whole episode."""
 
     def __init__(self) -> None:

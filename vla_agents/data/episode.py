@@ -196,7 +196,11 @@ class EpisodeWriter(Protocol):
 
 @runtime_checkable
 class EpisodeReader(Protocol):
-    """Random access to the episodes of one dataset."""
+    """Random access to the episodes of one dataset.
+
+    Where it can, a reader also gives single pictures without decoding the others: `frames(index, camera, steps) -> uint8
+    (n, H, W, 3)`, or `videos(camera) -> VideoFiles` (see `vla_agents.data.frames`).
+    """
 
     path: Path
     embodiment: Embodiment

@@ -149,6 +149,12 @@ class Hdf5Reader:
                 metadata=file.metadata(),
             )
 
+    def frames(self, index: int, camera: str, steps: np.ndarray) -> np.ndarray:
+        """Some pictures of one episode, in any order: uint8 (n, H, W, 3)."""
+        size = next((c.height, c.width) for c in self.embodiment.cameras if c.name == camera)
+        with _Opened(episode_file(self.path, index)) as file:
+            return file.rows(f"images/{camera}", steps, (*size, 3))
+
     def _head(self, index: int) -> tuple[int, str, bool | None]:
         if index not in self._heads:
             with _Opened(episode_file(self.path, index)) as file:
@@ -222,6 +228,20 @@ class _Opened:
                     "leave this episode out, or mend it",
                 )
         return values
+
+    def rows(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+        """Some rows of a uint8 dataset, each of known shape."""
+        dataset = self._dataset(name)
+        if dataset.shape[1:] != shape or dataset.dtype != np.uint8:
+            raise DatasetError(
+                self._path,
+                f"{name!r} is {dataset.dtype} {dataset.shape[1:]}, expected uint8 {shape}",
+                "the file is of another dataset, or was changed",
+            )
+        try:
+            return np.stack([dataset[int(row)] for row in rows])
+        except (OSError, IndexError, ValueError) as error:
+            raise DatasetError(self._path, f"{name!r} cannot be read ({error})", _DAMAGED) from error
 
     def _dataset(self, name: str) -> h5py.Dataset:
         parts = name.split("/")

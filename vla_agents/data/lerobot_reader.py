@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from vla_agents.data import lerobot
 from vla_agents.data.decode import decode
 from vla_agents.data.episode import Episode
+from vla_agents.data.frames import VideoFiles
 from vla_agents.data.lerobot import ACTION, COMMANDED, EXECUTED, SCALARS, STATE, Info
 from vla_agents.data.lerobot_features import load_embodiment
 from vla_agents.data.lerobot_index import read_index
@@ -81,6 +82,27 @@ class LeRobotReader:
         if not rows:
             return {name: self._empty(name) for name in self._names}
         return {name: np.concatenate([row[name] for row in rows]) for name in self._names}
+
+    def videos(self, camera: str) -> VideoFiles | None:
+        """Which video holds each episode of a camera; None where its pictures are stored one by one."""
+        key = self.info.cameras[camera]
+        if self.info.features[key]["dtype"] == "image":
+            return None
+        chunks, files = (self._index[f"videos/{key}/{name}_index"] for name in ("chunk", "file"))
+        names = list(zip(chunks, files, strict=True))
+        distinct = {name: k for k, name in enumerate(dict.fromkeys(names))}
+        return VideoFiles(
+            files=tuple(self.info.video_file(key, *name) for name in distinct),
+            file_of=np.array([distinct[name] for name in names], np.int64),
+            start=np.asarray(self._index[f"videos/{key}/from_timestamp"], np.float64),
+            fps=self.info.fps,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_files": OrderedDict(), "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_lock": threading.Lock()})
 
     def images(self, index: int) -> dict[str, np.ndarray]:
         """Camera -> uint8 (T, H, W, 3) of one episode."""
