@@ -27,6 +27,7 @@ __all__ = [
     "EmergencyStopError",
     "MissingDependencyError",
     "MotorError",
+    "MotorSilentError",
     "ObservationError",
     "PlanningError",
     "PortBusyError",
@@ -185,6 +186,23 @@ class CalibrationError(RobotError):
 
 class CommunicationError(RobotError):
     """The device gave no answer, or a damaged one, after the driver's own retries."""
+
+
+class MotorSilentError(CommunicationError):
+    """Motors that do not answer.
+
+    Attributes:
+        motors: Their ids.
+    """
+
+    def __init__(self, motors: Iterable[int], port: str, baud: int, attempts: int) -> None:
+        self.motors = list(motors)
+        who = f"motor {self.motors[0]} does" if len(self.motors) == 1 else f"motors {self.motors} do"
+        super().__init__(
+            f"{who} not answer on {port} at {baud} baud ({attempts} attempts)",
+            "check the power supply and the cables between the motors; "
+            f"`vla-agents robot find --port {port}` lists who answers, at every speed",
+        )
 
 
 class RobotStateError(RobotError):

@@ -1,0 +1,1 @@
+"""Devices that are not there: emulators which speak the real wire protocols."""
