@@ -11,7 +11,13 @@ from vla_agents.registry import Registry
 
 __all__ = ["ROBOTS", "make_robot"]
 
-ROBOTS = Registry("robot", {})
+ROBOTS = Registry(
+    "robot",
+    {
+        "so100": "vla_agents.robots.drivers.so101:SO100",
+        "so101": "vla_agents.robots.drivers.so101:SO101",
+    },
+)
 """Name -> class (or function) that makes the robot from its options."""
 
 
