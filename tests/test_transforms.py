@@ -80,14 +80,14 @@ def test_every_rotation_convention_leads_to_every_other(
 ) -> None:
     from scipy.spatial.transform import Rotation
 
-    from vla_agents.transforms import _rotation_from
+    from vla_agents.rotations import from_rotation
 
-    matrix = Rotation.from_euler("xyz", angles).as_matrix()[None]
-    start = _rotation_from(matrix, source)[0].astype(np.float32)
+    turn = Rotation.from_euler("xyz", [angles])
+    start = from_rotation(turn, source)[0].astype(np.float32)
     transform = RotationConvention("turn", source, target, start=1)
     action = np.concatenate([[7.0], start, [8.0]]).astype(np.float32)
     there = transform.action(action)
-    np.testing.assert_allclose(there[1:-1], _rotation_from(matrix, target)[0], atol=3e-6)
+    np.testing.assert_allclose(there[1:-1], from_rotation(turn, target)[0], atol=3e-6)
     assert (there[0], there[-1]) == (7.0, 8.0)
     np.testing.assert_allclose(transform.inverse_action(there), action, atol=3e-6)
 

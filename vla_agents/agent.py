@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from vla_agents.embodiment import Embodiment
+from vla_agents.embodiment import Embodiment, embodiment_of
 from vla_agents.errors import ActionError, ConfigError, ObservationError
 
 if TYPE_CHECKING:
@@ -180,7 +180,8 @@ class PolicyAgent(Agent):
                 [self.transform.observation(items[slot]) for slot in waiting]
             )  # (n, H, D)
             for slot, chunk in zip(waiting, chunks, strict=True):
-                self.chunker.add(slot, self.transform.inverse_action(chunk))
+                state = items[slot].get("state")
+                self.chunker.add(slot, self.transform.inverse_chunk(chunk, state))
         actions = np.zeros((len(items), self.embodiment.action_dim), np.float32)
         for slot in busy:
             actions[slot] = self.chunker.next(slot)
@@ -213,6 +214,7 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     """
     from vla_agents.chunking import make_chunker
     from vla_agents.policies.checkpoint import load_policy
+    from vla_agents.relative import is_relative, with_relative_actions
 
     known = {"device", "execute", "ensemble", "transforms", "chunker", "embodiment"}
     for key in overrides:
@@ -231,15 +233,12 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     chunker = overrides.get("chunker") or make_chunker(
         policy.default_execute if execute is None else execute, policy.horizon, ensemble
     )
-    agent = PolicyAgent(
-        policy,
-        chunker=chunker,
-        transforms=tuple(overrides.get("transforms", ())),
-        embodiment=overrides.get("embodiment"),
-    )
+    transforms, body = tuple(overrides.get("transforms", ())), overrides.get("embodiment")
+    if is_relative(policy.embodiment):
+        body = body or (None if env is None else embodiment_of(env))
+        transforms = with_relative_actions(transforms, body, policy=f"checkpoint {path}")
+    agent = PolicyAgent(policy, chunker=chunker, transforms=transforms, embodiment=body)
     if env is not None:
-        from vla_agents.embodiment import embodiment_of
-
         agent.embodiment.require(embodiment_of(env), ours=f"checkpoint {path}", theirs="env")
     return agent
 

@@ -32,6 +32,9 @@ KINDS: dict[str, str] = {
     "joint_position": "joint angles or extensions",
     "delta_joint_position": "change of joint angles or extensions per step",
     "joint_velocity": "joint velocities",
+    "relative_xyz": "position relative to the state the chunk was planned in, base frame",
+    "relative_axis_angle": "orientation relative to the state the chunk was planned in, axis * angle, base frame",
+    "relative_joint_position": "joint positions relative to the state the chunk was planned in",
     "gripper_open_01": "0 closed, 1 open",
     "gripper_close_01": "0 open, 1 closed",
     "gripper_close_pm1": "-1 open, +1 closed",
@@ -41,7 +44,7 @@ KINDS: dict[str, str] = {
 }
 _FIXED_SIZE = {
     "delta_xyz": 3, "delta_axis_angle": 3, "xyz": 3, "axis_angle": 3, "euler_xyz": 3,
-    "quaternion_xyzw": 4, "quaternion_wxyz": 4, "rot6d": 6,
+    "quaternion_xyzw": 4, "quaternion_wxyz": 4, "rot6d": 6, "relative_xyz": 3, "relative_axis_angle": 3,
 }  # fmt: skip
 ORIENTATIONS = ("upright", "rotated_180", "flipped_vertically", "mirrored")
 
@@ -297,6 +300,8 @@ def _mend(what: str, ours: Part, theirs: Part, start: int) -> str:
         return f"transform GripperConvention{arguments}"
     if what == "action" and {ours.kind, theirs.kind} <= _ROTATIONS:
         return f"transform RotationConvention{arguments}"
+    if what == "action" and ours.kind.startswith("relative_") and not theirs.kind.startswith("relative_"):
+        return "transform RelativeActions"
     return "use an env or dataset with the same convention"
 
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.spatial.transform import Rotation
 
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import ConfigError, UnknownNameError
+from vla_agents.rotations import SIZES, from_rotation, to_rotation
 
 Observation = dict[str, Any]
 
@@ -40,6 +40,18 @@ class Transform:
     def inverse_action(self, action: np.ndarray) -> np.ndarray:
         """An action in the policy's units -> in source units (used in acting)."""
         return action
+
+    def state(self, state: np.ndarray | None) -> np.ndarray | None:
+        """The state of an observation, float32 (..., S), after this step; None where the body has none."""
+        return state
+
+    def chunk(self, chunk: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+        """As `action`, for a chunk (..., H, D) and the (source) state (..., S) it was planned in."""
+        return self.action(chunk)
+
+    def inverse_chunk(self, chunk: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+        """The inverse of `chunk`, given the same source state."""
+        return self.inverse_action(chunk)
 
 
 @dataclass(frozen=True)
@@ -71,6 +83,28 @@ class Compose(Transform):
         for transform in reversed(self.transforms):
             action = transform.inverse_action(action)
         return action
+
+    def state(self, state: np.ndarray | None) -> np.ndarray | None:
+        """All steps, first to last."""
+        for transform in self.transforms:
+            state = transform.state(state)
+        return state
+
+    def chunk(self, chunk: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+        """All steps, first to last; each is given the state as it stands before it."""
+        for transform in self.transforms:
+            chunk = transform.chunk(chunk, state)
+            state = transform.state(state)
+        return chunk
+
+    def inverse_chunk(self, chunk: np.ndarray, state: np.ndarray | None) -> np.ndarray:
+        """All inverses, last to first."""
+        states = [state]
+        for transform in self.transforms[:-1]:
+            states.append(transform.state(states[-1]))
+        for transform, before in zip(reversed(self.transforms), reversed(states), strict=False):
+            chunk = transform.inverse_chunk(chunk, before)
+        return chunk
 
 
 @dataclass(frozen=True)
@@ -254,8 +288,10 @@ class RotationConvention(_ActionPart):
     def embodiment(self, source: Embodiment) -> Embodiment:
         """The part with the new kind and size."""
         part = self._checked(source)
-        size = _rotation_from(np.eye(3)[None], self.target).shape[-1]
-        return self._replaced(source, Part(part.name, size, self.target, unit=part.unit))
+        for kind in (self.source, self.target):
+            if kind not in SIZES:
+                raise UnknownNameError("rotation convention", kind, SIZES)
+        return self._replaced(source, Part(part.name, SIZES[self.target], self.target, unit=part.unit))
 
     def action(self, action: np.ndarray) -> np.ndarray:
         """From the env's convention to the policy's."""
@@ -266,49 +302,11 @@ class RotationConvention(_ActionPart):
         return self._map(action, self.target, self.source)
 
     def _map(self, action: np.ndarray, source: str, target: str) -> np.ndarray:
-        size = _rotation_from(np.eye(3)[None], source).shape[-1]
+        size = SIZES[source]
         rows = np.asarray(action, np.float32).reshape(-1, np.shape(action)[-1])
-        rotation = _rotation_from(_matrix_of(rows[:, self.start : self.start + size], source), target)
+        rotation = from_rotation(to_rotation(rows[:, self.start : self.start + size], source), target)
         out = np.concatenate([rows[:, : self.start], rotation, rows[:, self.start + size :]], axis=1)
         return out.reshape(*np.shape(action)[:-1], -1).astype(np.float32)
-
-
-def _matrix_of(values: np.ndarray, kind: str) -> np.ndarray:
-    """(N, d) in a convention -> (N, 3, 3)."""
-    if kind == "axis_angle":
-        return Rotation.from_rotvec(values).as_matrix()
-    if kind == "euler_xyz":
-        return Rotation.from_euler("xyz", values).as_matrix()
-    if kind == "quaternion_xyzw":
-        return Rotation.from_quat(values).as_matrix()
-    if kind == "quaternion_wxyz":
-        return Rotation.from_quat(values, scalar_first=True).as_matrix()
-    if kind == "rot6d":  # Gram-Schmidt on the two columns
-        a, b = values[:, :3], values[:, 3:]
-        x = a / np.linalg.norm(a, axis=1, keepdims=True)
-        y = b - (x * b).sum(1, keepdims=True) * x
-        y /= np.linalg.norm(y, axis=1, keepdims=True)
-        return np.stack([x, y, np.cross(x, y)], axis=-1)
-    raise UnknownNameError("rotation convention", kind, _ROTATIONS)
-
-
-def _rotation_from(matrix: np.ndarray, kind: str) -> np.ndarray:
-    """(N, 3, 3) -> (N, d) in a convention."""
-    if kind == "rot6d":
-        return np.concatenate([matrix[:, :, 0], matrix[:, :, 1]], axis=-1)
-    rotation = Rotation.from_matrix(matrix)
-    if kind == "axis_angle":
-        return rotation.as_rotvec()
-    if kind == "euler_xyz":
-        return rotation.as_euler("xyz")
-    if kind == "quaternion_xyzw":
-        return rotation.as_quat()
-    if kind == "quaternion_wxyz":
-        return rotation.as_quat(scalar_first=True)
-    raise UnknownNameError("rotation convention", kind, _ROTATIONS)
-
-
-_ROTATIONS = ("axis_angle", "euler_xyz", "quaternion_xyzw", "quaternion_wxyz", "rot6d")
 
 
 def compose(transforms: Sequence[Transform]) -> Compose:
