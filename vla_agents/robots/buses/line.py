@@ -164,7 +164,7 @@ def _explain(path: str, baud: int, error: Exception) -> RobotError | ConfigError
         )
     if number in (errno.EBUSY, errno.EAGAIN) or "exclusively lock" in text or "busy" in text.lower():
         return PortBusyError(
-            f"{path} is in use by another program{_holders(path)}",
+            f"{path} is in use by another program{holders(path)}",
             "end that program (on Linux, ModemManager too takes new ports for a while)",
         )
     if isinstance(error, ValueError) or "baud" in text.lower():
@@ -172,7 +172,7 @@ def _explain(path: str, baud: int, error: Exception) -> RobotError | ConfigError
     return PortNotFoundError(f"{path} cannot be opened ({error})", "`vla-agents robot find` lists the ports")
 
 
-def _holders(path: str) -> str:
+def holders(path: str) -> str:
     """` (python3, process 12)`: who has the port open, as far as this user may see it; Linux only."""
     real, found = os.path.realpath(path), []
     for process in Path("/proc").glob("[0-9]*"):
