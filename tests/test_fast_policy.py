@@ -73,9 +73,9 @@ def starvla() -> QwenFAST:
 def test_predictions_are_starvlas(starvla: QwenFAST, name: str, count: int, decoding: str) -> None:
     batch, stored = golden.examples("QwenFast", count=count), golden.outputs("QwenFast")
     images = [batch.images[camera] for camera in golden.CAMERAS]
-    inputs, mask = starvla.backbone.inputs(images, starvla.prompts(batch))
+    inputs = starvla.backbone.inputs(images, starvla.prompts(batch))
     np.testing.assert_array_equal(inputs["input_ids"].numpy(), stored[f"{name}.input_ids"])
-    np.testing.assert_array_equal(mask.numpy(), stored[f"{name}.attention_mask"])
+    np.testing.assert_array_equal(inputs.mask.numpy(), stored[f"{name}.attention_mask"])
     if name == "single":
         np.testing.assert_array_equal(inputs["pixel_values"].numpy(), stored["single.pixel_values"])
     before = starvla.config

@@ -293,7 +293,7 @@ def test_auto_processor_reads_the_folder_and_agrees(backbone: QwenVLBackbone) ->
     stock = processor.apply_chat_template(
         [[message]], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
-    ours, _ = backbone.inputs([view], ["pick up the red block"])
+    ours = backbone.inputs([view], ["pick up the red block"])
     assert stock["input_ids"].tolist() == ours["input_ids"].tolist()
     torch.testing.assert_close(stock["pixel_values"], ours["pixel_values"], atol=1e-5, rtol=0)
     assert stock["image_grid_thw"].tolist() == ours["image_grid_thw"].tolist()

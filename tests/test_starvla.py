@@ -385,7 +385,7 @@ def test_the_prompt_may_be_cut_after_the_last_query() -> None:
     whole, cut = starvla_policy(cut=False), starvla_policy(cut=True)
     batch = random_batch(3)
     torch.testing.assert_close(cut.predict_action(batch), whole.predict_action(batch), atol=2e-6, rtol=0)
-    inputs, _ = cut.backbone.inputs(list(batch.images.values()), cut.prompts(batch), cut_after="🔍")  # type: ignore[operator, union-attr]
+    inputs = cut.backbone.inputs(list(batch.images.values()), cut.prompts(batch), cut_after="🔍")  # type: ignore[operator, union-attr]
     assert (inputs["input_ids"][:, -4:] == cut.backbone.token_id("🔍")).all()
 
 
@@ -397,7 +397,8 @@ def test_layers_are_those_of_transformers(family: str) -> None:
     views = list(batch.images.values())
     texts = ["lift it", "put the green block on the blue pad, please"]  # padded
     encoding = backbone.encode(views, texts, layers=[0, 1, 2])
-    inputs, mask = backbone.inputs(views, texts)
+    inputs = backbone.inputs(views, texts)
+    mask = inputs.mask
     theirs = backbone.vlm.model(**inputs, use_cache=False, output_hidden_states=True)
     torch.testing.assert_close(encoding.hidden[mask], theirs.last_hidden_state[mask], atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(encoding.layers[0][mask], theirs.hidden_states[0][mask], atol=1e-5, rtol=1e-4)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vla_agents.errors import ConfigError
 from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries, reading
 from vla_agents.policies.pixels import ImageSettings
-from vla_agents.policies.qwen_decoder import run_decoder
+from vla_agents.policies.qwen_decoder import PromptInputs, run_decoder
 from vla_agents.policies.qwen_speech import QwenSpeech, text_after_answer
 
 __all__ = ["Encoding", "ImageSettings", "QwenVLBackbone"]
@@ -150,11 +150,11 @@ class QwenVLBackbone(Backbone):
             suffix += queries.token * queries.count
         elif queries is not None and queries.cut:
             cut = queries.token
-        inputs, mask = self.inputs(images, texts, suffix, answers, cut_after=cut)
+        inputs = self.inputs(images, texts, suffix, answers, cut_after=cut)
         wanted = [self.num_layers] if layers is None else list(layers)
-        outputs = run_decoder(self.vlm.model, inputs, mask, wanted, final_norm=final_norm)
+        outputs = run_decoder(self.vlm.model, inputs, wanted, final_norm=final_norm)
         kept = () if layers is None else tuple(outputs)
-        encoding = Encoding(outputs[-1], mask, inputs["input_ids"], kept)
+        encoding = Encoding(outputs[-1], inputs.mask, inputs["input_ids"], kept)
         if queries is not None:
             encoding.queries = self._at_queries(encoding, queries)
         return encoding
@@ -188,8 +188,7 @@ class QwenVLBackbone(Backbone):
     def speak(self, images: Sequence[Tensor], texts: Sequence[str]) -> QwenSpeech:
         """See `Backbone.speak`."""
         self.check_attention()
-        inputs, _ = self.inputs(images, texts)
-        return QwenSpeech(self.vlm, inputs)
+        return QwenSpeech(self.vlm, self.inputs(images, texts))
 
     def inputs(
         self,
@@ -199,8 +198,8 @@ class QwenVLBackbone(Backbone):
         answers: Sequence[str] = (),
         *,
         cut_after: str = "",
-    ) -> tuple[dict[str, Any], Tensor]:
-        """The keyword arguments of the model's forward pass for B prompts, and the padding mask, bool (B, L)."""
+    ) -> PromptInputs:
+        """The keyword arguments of the model's forward pass for B prompts."""
         device = next(self.parameters()).device
         pixels, grids = zip(*(self.patches(view) for view in images), strict=True)
         ends = [suffix + answer for answer in answers] if answers else [suffix] * len(texts)
@@ -210,19 +209,19 @@ class QwenVLBackbone(Backbone):
         length = max(len(ids) for ids in prompts)
         rows = [self._padded(ids, length, grids) for ids in prompts]
         ids, mask, types, positions = (torch.stack(column) for column in zip(*rows, strict=True))
-        padded, mask = not bool(mask.all()), mask.to(device)
+        padded, places = not bool(mask.all()), types.nonzero()[:, 1].view(len(texts), -1)
         grid = torch.tensor(grids).repeat(len(texts), 1)
         # The model wants patches sample by sample (all views of one, then of the next).
         per_view = [p.view(len(texts), -1, p.shape[-1]) for p in pixels]
-        inputs = {
+        arguments = {
             "input_ids": ids.to(device),
-            "attention_mask": mask.int() if padded else None,
+            "attention_mask": mask.to(device).int() if padded else None,
             "mm_token_type_ids": types.to(device),
             "position_ids": positions.transpose(0, 1).to(device),
             "pixel_values": torch.cat(per_view, 1).flatten(0, 1).to(device, self.vlm.dtype),
             "image_grid_thw": grid.to(device),
         }
-        return inputs, mask
+        return PromptInputs(arguments, grids, places.to(device), mask.to(device))
 
     def patches(self, view: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """uint8 (B, H, W, 3) -> float32 (B * patches, 3 * temporal * patch²) and the grid (1, rows, columns)."""

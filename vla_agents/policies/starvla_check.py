@@ -26,7 +26,7 @@ from tyro.conf import Positional
 
 from vla_agents.errors import CheckpointError
 from vla_agents.policies.policy import Batch, Policy
-from vla_agents.policies.qwen_decoder import run_decoder
+from vla_agents.policies.qwen_decoder import PromptInputs, run_decoder
 from vla_agents.policies.starvla import load_starvla
 from vla_agents.policies.starvla_fixture import find_fast, find_inputs, read_batch
 from vla_agents.policies.starvla_options import StarVLAOptions, is_qwen3
@@ -157,9 +157,8 @@ class Check:
             kwargs["noise"] = torch.from_numpy(self.outputs[f"{how}.noise"])
         with torch.no_grad(), _whole_prompt(self.policy), _recorded(self.policy) as seen:
             actions = self.policy.predict_action(batch, **kwargs)
-        inputs, mask = seen[0]
-        yield from self._input_rows(how, inputs, mask)
-        yield from self._hidden_rows(how, inputs, mask)
+        yield from self._input_rows(how, seen[0])
+        yield from self._hidden_rows(how, seen[0])
         if self.framework == "qwen_fast":
             yield from self._token_rows(how, batch)
         yield self._near(f"{how}.normalized_actions", actions, ACTIONS)
@@ -169,23 +168,24 @@ class Check:
             yield self._near(f"{how}.normalized_actions", cut, ACTIONS, " (cut)")
         yield from self._unnormalized_rows(how, actions)
 
-    def _input_rows(self, how: str, inputs: Mapping[str, Any], mask: Tensor) -> Iterator[Row]:
-        own = {"input_ids": inputs["input_ids"], "attention_mask": mask.long()}
+    def _input_rows(self, how: str, inputs: PromptInputs) -> Iterator[Row]:
+        own = {"input_ids": inputs["input_ids"], "attention_mask": inputs.mask.long()}
         own |= {name: inputs[name] for name in ("image_grid_thw", "pixel_values")}
         for name, value in own.items():
             if f"{how}.{name}" in self.outputs:
                 yield self._same(f"{how}.{name}", value)
 
-    def _hidden_rows(self, how: str, inputs: Mapping[str, Any], mask: Tensor) -> Iterator[Row]:
+    def _hidden_rows(self, how: str, inputs: PromptInputs) -> Iterator[Row]:
         """Where nothing is padded; StarVLA's `hidden_states` are embedding and layers, the last one normed or not."""
         model, depth = self.policy.backbone.vlm.model, self.policy.backbone.num_layers
         norm = bool(self.options.final_norm)
         for name, layers in (("last_hidden", [depth]), ("hidden_states", list(range(depth + 1)))):
             if f"{how}.{name}" in self.outputs:
                 with torch.no_grad():
-                    kept = run_decoder(model, inputs, mask, layers, final_norm=norm)
+                    kept = run_decoder(model, inputs, layers, final_norm=norm)
                 own = kept[0] if name == "last_hidden" else torch.stack(kept)
-                yield self._near(f"{how}.{name}", own[..., mask, :], HIDDEN, where=mask.numpy())
+                own = own[..., inputs.mask, :]
+                yield self._near(f"{how}.{name}", own, HIDDEN, where=inputs.mask.numpy())
 
     def _token_rows(self, how: str, batch: Batch) -> Iterator[Row]:
         wanted = self.meta.get(f"{how}.fast_tokens")
@@ -214,7 +214,7 @@ class Check:
         with _whole_prompt(self.policy), _recorded(self.policy) as seen:
             (loss,) = self.policy(batch, **kwargs).values()
         loss.backward()
-        yield from self._input_rows("train", *seen[0])
+        yield from self._input_rows("train", seen[0])
         if "train.labels" in self.outputs:
             yield self._same("train.labels", self.policy.answered(batch)[1])
         wanted = float(self.outputs["train.loss"])
@@ -302,13 +302,13 @@ def _semantics(run: StarVLARun) -> Literal["interleaved", "cross_only"]:
 
 
 @contextmanager
-def _recorded(policy: Policy) -> Iterator[list[tuple[dict[str, Any], Tensor]]]:
+def _recorded(policy: Policy) -> Iterator[list[PromptInputs]]:
     """What `backbone.inputs` returned, call by call."""
     backbone: Any = policy.backbone
-    original: Callable[..., tuple[dict[str, Any], Tensor]] = backbone.inputs
-    calls: list[tuple[dict[str, Any], Tensor]] = []
+    original: Callable[..., PromptInputs] = backbone.inputs
+    calls: list[PromptInputs] = []
 
-    def inputs(*args: Any, **kwargs: Any) -> tuple[dict[str, Any], Tensor]:
+    def inputs(*args: Any, **kwargs: Any) -> PromptInputs:
         calls.append(original(*args, **kwargs))
         return calls[-1]
 
