@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from data_examples import ARM, make_steps, record, success_of
 
-from vla_agents.data import LeRobotWriter, WindowDataset, create_dataset, open_dataset, windows
+from vla_agents.data import LeRobotWriter, WindowDataset, create_dataset, open_dataset, store
 from vla_agents.embodiment import Embodiment, Part
 from vla_agents.errors import ConfigError, DatasetError, EmbodimentMismatchError
 
@@ -124,12 +124,12 @@ def test_several_datasets_and_chosen_cameras(path: Path, tmp_path: Path) -> None
 def test_memory_is_told_and_checked_before_decoding(
     path: Path, data: WindowDataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert data.nbytes == windows.required_bytes(ARM, len(data))
-    free = windows.available_bytes()
+    assert data.nbytes == store.required_bytes(ARM, len(data))
+    free = store.available_bytes()
     assert free is not None and free > 1e6
     reader = open_dataset(path)
     monkeypatch.setattr(reader, "read", lambda index: pytest.fail("decoded"))
-    monkeypatch.setattr(windows, "available_bytes", lambda: 100_000)
+    monkeypatch.setattr(store, "available_bytes", lambda: 100_000)
     with pytest.raises(ConfigError, match=r"GB in memory, 0\.0 GB are free"):
         WindowDataset(reader, 2)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vla_agents.data.lerobot_reader import LeRobotReader
     from vla_agents.data.lerobot_writer import LeRobotWriter
     from vla_agents.data.open import create_dataset, open_dataset
+    from vla_agents.data.store import Pictures
     from vla_agents.data.windows import WindowDataset
 
 _HOME = {
@@ -25,6 +26,7 @@ _HOME = {
     "Hdf5Writer": "hdf5_writer",
     "LeRobotReader": "lerobot_reader",
     "LeRobotWriter": "lerobot_writer",
+    "Pictures": "store",
     "Step": "episode",
     "WindowDataset": "windows",
     "create_dataset": "open",
@@ -39,6 +41,7 @@ __all__ = [
     "Hdf5Writer",
     "LeRobotReader",
     "LeRobotWriter",
+    "Pictures",
     "Step",
     "WindowDataset",
     "create_dataset",

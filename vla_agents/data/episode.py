@@ -217,6 +217,12 @@ class EpisodeReader(Protocol):
     def instructions(self) -> list[str]:
         """The instruction of each episode, without reading them."""
 
+    def successes(self) -> list[bool | None]:
+        """Whether each episode succeeded; None where nobody judged."""
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """All numbers, episode after episode, by LeRobot's names: `action` (N, D), `observation.state` (N, S), ..."""
+
 
 def stacked_or_none(steps: list[Step], name: str) -> np.ndarray | None:
     """`executed` or `commanded` of all steps, float32 (T, D), the label where a step has none; None if all have none."""

@@ -149,6 +149,67 @@ class WholeEpisodes:
         return self.__dict__ | {"_kept": OrderedDict()}
 
 
+class Resized:
+    """Frames at another size, resized each time they are asked for.
+
+    Args:
+        frames: As recorded.
+        size: `(height, width)`.
+    """
+
+    def __init__(self, frames: Frames, size: tuple[int, int]) -> None:
+        self._frames, self._size = frames, size
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)"""
+        return (self._frames.shape[0], *self._size, 3)
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """uint8 (..., H, W, 3)."""
+        return resize_all(self._frames[rows], self._size)
+
+
+def resize_all(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """uint8 (..., H, W, 3) at another size, as `ResizeImages` does it when the policy acts."""
+    from vla_agents.transforms import ResizeImages
+
+    if images.shape[-3:-1] == size:
+        return images
+    if not images.size:
+        return np.empty((*images.shape[:-3], *size, 3), np.uint8)
+    return ResizeImages(*size).observation({"images": {"": images}})["images"][""]
+
+
+class Concatenated:
+    """The frames of several datasets, one after the other.
+
+    Args:
+        parts: Frames of one size.
+    """
+
+    def __init__(self, parts: Sequence[Frames]) -> None:
+        self._parts = list(parts)
+        self._ends = np.cumsum([part.shape[0] for part in parts])
+        self._size = self._parts[0].shape[1:]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, H, W, 3)"""
+        return (int(self._ends[-1]), *self._size)
+
+    def __getitem__(self, rows: np.ndarray, /) -> np.ndarray:
+        """uint8 (..., H, W, 3)."""
+        flat = np.asarray(rows, np.int64).reshape(-1)
+        out = np.empty((len(flat), *self._size), np.uint8)
+        which = np.searchsorted(self._ends, flat, side="right")
+        for number in np.unique(which):
+            at = np.flatnonzero(which == number)
+            first = self._ends[number] - self._parts[number].shape[0]
+            out[at] = self._parts[number][flat[at] - first]
+        return out.reshape(*np.shape(rows), *self._size)
+
+
 def frames_of(
     reader: EpisodeReader, cameras: Sequence[str], columns: Mapping[str, np.ndarray]
 ) -> dict[str, Frames]:

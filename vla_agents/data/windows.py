@@ -1,53 +1,45 @@
-"""Windows over episodes held in memory: observation at t, actions t..t+H-1, and where the episode had ended.
+"""Windows over episodes: the observations up to step t, actions t..t+H-1, and where the episode begins and ends.
 
-For datasets that fit into memory (64x64 pictures: 12 kB each). Every picture is decoded once; a batch is then
-a few numpy index operations. Works with `torch.utils.data.DataLoader` (it has `__len__` and `__getitem__`),
-and needs no torch itself.
+The numbers of all episodes are in memory; the pictures there as well (small sets: a batch is then a few numpy
+operations), or on disk (see `Pictures`). Works with `torch.utils.data.DataLoader` (it has `__len__` and
+`__getitem__`, and can be sent to other processes), and needs no torch itself.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import numpy as np
 
 from vla_agents.data.episode import EpisodeReader
+from vla_agents.data.store import Pictures, load_store
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError, DatasetError
-
-
-@dataclass
-class _Store:
-    """All episodes, one after the other; shared by the views of a split."""
-
-    images: dict[str, np.ndarray]  # camera -> uint8 (N, H, W, 3)
-    state: np.ndarray  # float32 (N, S)
-    action: np.ndarray  # float32 (N, D)
-    intervened: np.ndarray  # bool (N,)
-    instructions: list[str]  # per episode
-    successes: list[bool | None]  # per episode
-    starts: np.ndarray  # int64 (E,)
-    lengths: np.ndarray  # int64 (E,)
+from vla_agents.errors import ConfigError
+from vla_agents.relative import RelativeActions
+from vla_agents.transforms import Compose, ResizeImages, Transform
 
 
 class WindowDataset:
-    """A map-style dataset of windows, all in memory.
+    """A map-style dataset of windows.
 
     Args:
-        readers: One dataset, or several of the same embodiment.
+        readers: One dataset, or several of the same embodiment (see `Mixture` for others).
         horizon: H, the number of actions of a window.
         cameras: Which cameras to decode; all by default.
         progress: Show a progress bar while decoding.
         threads: Threads that decode.
+        pictures: Where pictures come from, and their size; None: in memory, as recorded.
+        history: How many observations a window has: the one at t, and those before it.
+        stride: Steps between them.
+        actions: `"absolute"`: as recorded; `"relative"`: the chunk relative to the state at t (`RelativeActions`).
+        transforms: From the dataset to the policy, in order, before actions are made relative.
+        fps: Steps per second; where the dataset has another rate, its actions are cut anew (`resample`).
 
     Attributes:
-        embodiment: Of the data.
+        embodiment: Of the windows: that of the data, after size, rate and transforms.
+        transform: All that lies between the dataset and the windows but the rate; acting needs the same.
         horizon: H.
         episode_of: int64 (N,): which episode (index into `lengths`, `instructions`) each window is of.
         step_of: int64 (N,): its index within the episode.
@@ -64,19 +56,27 @@ class WindowDataset:
         cameras: Sequence[str] | None = None,
         progress: bool = False,
         threads: int = 2,
+        pictures: Pictures | None = None,
+        history: int = 1,
+        stride: int = 1,
+        actions: Literal["absolute", "relative"] = "absolute",
+        transforms: Sequence[Transform] = (),
+        fps: float | None = None,
     ) -> None:
         sources = list(readers) if isinstance(readers, Sequence) else [readers]
-        if not sources or horizon < 1:
+        if not sources or min(horizon, history, stride) < 1:
             raise ConfigError(
-                f"WindowDataset got {len(sources)} datasets and horizon {horizon}, needs at least 1 of each"
+                f"WindowDataset got {len(sources)} datasets, horizon {horizon}, history {history} and stride {stride}, "
+                "needs at least 1 of each"
             )
-        for other in sources[1:]:
-            sources[0].embodiment.require(
-                other.embodiment, ours=f"dataset {sources[0].path}", theirs=f"dataset {other.path}"
-            )
-        self.embodiment: Embodiment = _with_cameras(sources[0].embodiment, cameras)
-        self.horizon = horizon
-        self._store = _load(sources, self.embodiment, progress=progress, threads=threads)
+        pictures = pictures or Pictures(progress=progress, threads=threads)
+        body = _common_embodiment(sources, cameras, fps)
+        self.horizon, self.history, self.stride = horizon, history, stride
+        resize = () if pictures.size is None else (ResizeImages(*pictures.size),)
+        self.transform = _transform_of(body, (*resize, *transforms), actions)
+        self.embodiment: Embodiment = self.transform.embodiment(body)
+        self._body = body
+        self._store = load_store(sources, body, pictures, fps)
         self._select(np.arange(len(self._store.lengths)))
 
     def _select(self, episodes: np.ndarray) -> None:
@@ -98,23 +98,43 @@ class WindowDataset:
     @property
     def nbytes(self) -> int:
         """Bytes held in memory (shared between the views of a split)."""
-        arrays = (*self._store.images.values(), self._store.state, self._store.action, self._store.intervened)
-        return sum(array.nbytes for array in arrays)
+        return self._store.nbytes
 
     @property
     def state(self) -> np.ndarray:
-        """float32 (N, S): the state of every window (a copy)."""
-        return self._store.state[self._at]
+        """float32 (N, S): the state of every window."""
+        found = self.transform.state(self._store.state[self._at])
+        return np.zeros((len(self), 0), np.float32) if found is None else found
 
     @property
     def action(self) -> np.ndarray:
-        """float32 (N, D): the first action of every window (a copy)."""
-        return self._store.action[self._at]
+        """float32 (N, D): the first action of every window."""
+        return self._chunks(np.arange(len(self)), 1)[0][:, 0]
 
     @property
     def intervened(self) -> np.ndarray:
         """bool (N,): whether a human had taken over (a copy)."""
         return self._store.intervened[self._at]
+
+    def chunks(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The actions of several windows, without their pictures.
+
+        Args:
+            indices: (B,) of 0..len-1.
+
+        Returns:
+            float32 (B, horizon, D) with the last one repeated past the episode's end, and bool (B, horizon), False
+            there.
+        """
+        return self._chunks(np.asarray(indices, np.int64), self.horizon)
+
+    def _chunks(self, wanted: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
+        store, at = self._store, self._at[wanted]
+        steps = self.step_of[wanted][:, None] + np.arange(horizon)
+        last = self.lengths[self.episode_of[wanted]][:, None] - 1
+        ahead = at[:, None] + np.minimum(steps, last) - self.step_of[wanted][:, None]
+        state = store.state[at] if self._body.state else None
+        return self.transform.chunk(store.action[ahead], state), steps <= last
 
     def get_batch(self, indices: Sequence[int] | np.ndarray) -> dict[str, Any]:
         """Several windows at once.
@@ -125,21 +145,27 @@ class WindowDataset:
         Returns:
             `images` {camera: uint8 (B, H, W, 3)}, `state` float32 (B, S), `instruction` list of B, `action`
             float32 (B, horizon, D) with the last one repeated past the episode's end, `mask` bool (B,
-            horizon), False there.
+            horizon), False there. With `history` n > 1, images and state have an axis of n after B (oldest first, the
+            first observation repeated before the episode's beginning), and `observed` bool (B, n) is False there.
         """
         wanted = np.asarray(indices, np.int64)
-        store, at, episodes = self._store, self._at[wanted], self.episode_of[wanted]
-        steps = self.step_of[wanted][:, None] + np.arange(self.horizon)
-        last = self.lengths[episodes][:, None] - 1
-        mask = steps <= last
-        ahead = at[:, None] + np.minimum(steps, last) - self.step_of[wanted][:, None]
-        return {
-            "images": {name: frames[at] for name, frames in store.images.items()},
-            "state": store.state[at],
-            "instruction": [self.instructions[k] for k in episodes],
-            "action": store.action[ahead],
-            "mask": mask,
-        }
+        store = self._store
+        action, mask = self.chunks(wanted)
+        back = np.arange(self.history - 1, -1, -1) * self.stride
+        seen = self._at[wanted][:, None] - np.minimum(back, self.step_of[wanted][:, None])  # (B, n)
+        if self.history == 1:
+            seen = seen[:, 0]
+        batch = self.transform.observation(
+            {
+                "images": {name: frames[store.rows[seen]] for name, frames in store.frames.items()},
+                "state": store.state[seen],
+                "instruction": [self.instructions[k] for k in self.episode_of[wanted]],
+            }
+        )
+        batch |= {"action": action, "mask": mask}
+        if self.history > 1:
+            batch["observed"] = back <= self.step_of[wanted][:, None]
+        return batch
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         if not -len(self) <= index < len(self):
@@ -169,113 +195,32 @@ class WindowDataset:
 
     def _view(self, episodes: np.ndarray) -> WindowDataset:
         view = object.__new__(WindowDataset)
-        view.embodiment, view.horizon, view._store = self.embodiment, self.horizon, self._store
+        view.__dict__.update(self.__dict__)
         view._select(self._episodes[episodes])
         return view
 
 
-def required_bytes(embodiment: Embodiment, frames: int) -> int:
-    """Memory that `frames` steps of this embodiment take, in bytes."""
-    pictures = sum(c.height * c.width * 3 for c in embodiment.cameras)
-    return frames * (pictures + 4 * (embodiment.state_dim + embodiment.action_dim) + 1)
-
-
-def available_bytes() -> int | None:
-    """Memory free without swapping (of the machine and of the container), or None where that is unknown."""
-    found = []
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        found.append(next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")))
-    except (OSError, StopIteration, ValueError):
-        pass
-    try:
-        limit = Path("/sys/fs/cgroup/memory.max").read_text().strip()
-        used = int(Path("/sys/fs/cgroup/memory.current").read_text())
-        if limit != "max":
-            found.append(max(0, int(limit) - used))
-    except (OSError, ValueError):
-        pass
-    return min(found) if found else None
-
-
-def _with_cameras(embodiment: Embodiment, names: Sequence[str] | None) -> Embodiment:
-    if names is None:
-        return embodiment
-    by_name = {camera.name: camera for camera in embodiment.cameras}
-    missing = [name for name in names if name not in by_name]
+def _common_embodiment(
+    sources: Sequence[EpisodeReader], cameras: Sequence[str] | None, fps: float | None
+) -> Embodiment:
+    """The one embodiment of all datasets (at rate `fps` where given), with these cameras."""
+    bodies = [source.embodiment for source in sources]
+    if fps is not None:
+        bodies = [dataclasses.replace(body, control_hz=float(fps)) for body in bodies]
+    for body, source in zip(bodies[1:], sources[1:], strict=True):
+        bodies[0].require(body, ours=f"dataset {sources[0].path}", theirs=f"dataset {source.path}")
+    if cameras is None:
+        return bodies[0]
+    by_name = {camera.name: camera for camera in bodies[0].cameras}
+    missing = [name for name in cameras if name not in by_name]
     if missing:
         raise ConfigError(f"the dataset has no camera {missing}", f"it has {sorted(by_name)}")
-    return dataclasses.replace(embodiment, cameras=tuple(by_name[name] for name in names))
+    return dataclasses.replace(bodies[0], cameras=tuple(by_name[name] for name in cameras))
 
 
-def _load(sources: list[EpisodeReader], embodiment: Embodiment, *, progress: bool, threads: int) -> _Store:
-    lengths = np.concatenate([source.lengths() for source in sources])
-    frames = int(lengths.sum())
-    if not frames:
-        raise DatasetError(sources[0].path, "holds no episodes", "record some first")
-    needed, free = required_bytes(embodiment, frames), available_bytes()
-    if free is not None and needed > free:
-        raise ConfigError(
-            f"{frames:,} frames take {needed / 1e9:.1f} GB in memory, {free / 1e9:.1f} GB are free",
-            "use fewer cameras, smaller pictures or fewer episodes",
-        )
-    starts = np.cumsum(lengths) - lengths
-    store = _Store(
-        images={c.name: np.empty((frames, c.height, c.width, 3), np.uint8) for c in embodiment.cameras},
-        state=np.empty((frames, embodiment.state_dim), np.float32),
-        action=np.empty((frames, embodiment.action_dim), np.float32),
-        intervened=np.empty(frames, bool),
-        instructions=[""] * len(lengths),
-        successes=[None] * len(lengths),
-        starts=starts,
-        lengths=lengths,
-    )
-    jobs = [(source, k) for source in sources for k in range(len(source))]
-
-    def load_one(number: int) -> None:
-        source, index = jobs[number]
-        _copy_episode(store, source, index, number)
-
-    with ThreadPoolExecutor(threads) as pool, _bar(len(jobs), needed, progress) as advance:
-        for _ in pool.map(load_one, range(len(jobs))):
-            advance()
-    return store
-
-
-def _copy_episode(store: _Store, source: EpisodeReader, index: int, number: int) -> None:
-    episode = source.read(index)
-    start, length = int(store.starts[number]), int(store.lengths[number])
-    if len(episode) != length:
-        raise DatasetError(source.path, f"episode {index} has {len(episode)} steps, its index says {length}")
-    where = slice(start, start + length)
-    for name, frames in store.images.items():
-        frames[where] = episode.images[name]
-    if episode.state is not None:
-        store.state[where] = episode.state
-    store.action[where] = episode.action
-    for what, values in (("state", store.state[where]), ("action", store.action[where])):
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(bad):
-            raise DatasetError(
-                source.path,
-                f"{what} is not finite in episode {index}, frame {bad[0]}",
-                "leave this episode out",
-            )
-    store.intervened[where] = episode.intervened
-    store.instructions[number] = episode.instruction
-    store.successes[number] = episode.success
-
-
-@contextmanager
-def _bar(total: int, nbytes: int, shown: bool) -> Iterator[Any]:
-    """A progress bar, or nothing; yields the function that advances it."""
-    if not shown:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import Progress
-
-    console = Console()
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task(f"Decoding {total:,} episodes into {nbytes / 1e6:,.0f} MB", total=total)
-        yield lambda: progress.advance(task)
+def _transform_of(body: Embodiment, transforms: Sequence[Transform], actions: str) -> Compose:
+    if actions not in ("absolute", "relative"):
+        raise ConfigError(f"actions is {actions!r}", "'absolute' or 'relative'")
+    if actions == "absolute":
+        return Compose(tuple(transforms))
+    return Compose((*transforms, RelativeActions(Compose(tuple(transforms)).embodiment(body))))
