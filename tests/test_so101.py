@@ -147,6 +147,7 @@ def test_stop_holds_where_it_is(device, arm):
     arm.command(np.array([1.0, 0, 0, 0, 0, 0.5]))
     time.sleep(0.1)
     arm.stop()
+    time.sleep(0.1)
     arm.observe()
     goal = [value for _, motor, value in device.goals if motor == 1][-1]
     assert abs(device.servos[1].position - goal) <= 1

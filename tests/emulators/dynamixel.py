@@ -13,7 +13,7 @@ WRITABLE_EEPROM = range(7, 64)
 def xl330(motor: int, position: int = 2048, model: int = 1200, speed: float = 3000.0) -> Servo:
     table = bytearray(256)
     table[0:2] = model.to_bytes(2, "little")
-    table[6], table[7], table[8], table[11] = 46, motor, 3, 3
+    table[6], table[7], table[8], table[11], table[12] = 46, motor, 3, 3, 255
     table[38:40] = (1750).to_bytes(2, "little")
     table[48:52] = (4095).to_bytes(4, "little")
     table[116:120] = position.to_bytes(4, "little")
@@ -71,6 +71,9 @@ class DynamixelEmulator(ServoBusEmulator):
                 motor, 20, 4, signed=True
             )
         self.put(motor, address, data)
+        for other in self.servos.values():  # those that listen to this id, too
+            if other.table[12] == motor != other.id and address >= 64:
+                self.put(other.id, address, data)
         if address == 7:
             self.servos[data[0]] = self.servos.pop(motor)
             servo.id = data[0]

@@ -14,8 +14,12 @@ __all__ = ["ROBOTS", "make_robot"]
 ROBOTS = Registry(
     "robot",
     {
+        "koch": "vla_agents.robots.drivers.dynamixel_arms:Koch",
+        "koch_leader": "vla_agents.robots.drivers.dynamixel_arms:KochLeader",
         "so100": "vla_agents.robots.drivers.so101:SO100",
         "so101": "vla_agents.robots.drivers.so101:SO101",
+        "viperx": "vla_agents.robots.drivers.dynamixel_arms:ViperX",
+        "widowx": "vla_agents.robots.drivers.dynamixel_arms:WidowX",
     },
 )
 """Name -> class (or function) that makes the robot from its options."""

@@ -137,7 +137,10 @@ class SerialLine:
             raise self._lost(error) from error
 
     def close(self) -> None:
-        """Give the port back. Safe to call twice."""
+        """Give the port back, when all is sent. Safe to call twice."""
+        with contextlib.suppress(OSError, TypeError, ValueError):  # the device is gone
+            if self._port.is_open:
+                self._port.flush()
         self._port.close()
 
     def _lost(self, error: Exception) -> CommunicationError:

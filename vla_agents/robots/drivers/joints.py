@@ -31,6 +31,7 @@ class Joint:
         full_turn: Whether it can turn without end; its range is a whole turn.
         velocity: Largest speed, rad / s; for a gripper, whole ways / s.
         acceleration: Largest acceleration, rad / s² or whole ways / s².
+        shadow: Id of a second motor on the same shaft that does what the first does; 0 for none.
     """
 
     name: str
@@ -40,6 +41,18 @@ class Joint:
     full_turn: bool = False
     velocity: float = 3.0
     acceleration: float = 20.0
+    shadow: int = 0
+
+    @property
+    def motors(self) -> dict[str, int]:
+        """Name -> id of its motors: its own and, where it has one, the shadow's."""
+        own = {self.name: self.id}
+        return {**own, f"{self.name}_shadow": self.shadow} if self.shadow else own
+
+
+def motors_of(joints: Sequence[Joint]) -> dict[str, int]:
+    """Name -> id of all motors of an arm."""
+    return {name: motor for joint in joints for name, motor in joint.motors.items()}
 
 
 class Scale:

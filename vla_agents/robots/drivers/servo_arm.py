@@ -28,12 +28,13 @@ from vla_agents.errors import (
 from vla_agents.robots.buses.bus import ServoBus
 from vla_agents.robots.buses.line import SerialLine, port_info
 from vla_agents.robots.drivers.calibration import Calibration, MotorCalibration, calibration_path
-from vla_agents.robots.drivers.joints import Joint, Scale, make_axes
+from vla_agents.robots.drivers.joints import Joint, Scale, make_axes, motors_of
 from vla_agents.robots.limits import Limits
 from vla_agents.robots.robot import CameraSource, Reading, Robot, check_target
 
 logger = logging.getLogger(__name__)
 OUTSIDE = 128  # counts (11 degrees) that an arm may stand outside its calibrated range when it is switched on
+SHADOW = 64  # counts (6 degrees) that two motors on one shaft may stand apart
 SINK_S = 1.0  # how long a released arm takes to grow weak
 
 
@@ -85,13 +86,14 @@ class ServoArm(Robot):
         file = calibration or calibration_path(self.name)
         self.calibration = file if isinstance(file, Calibration) else Calibration.load(file)
         where = "given" if isinstance(file, Calibration) else str(file)
-        self.calibration.require(self.kind, {joint.name: joint.id for joint in self.joints}, where)
+        self.calibration.require(self.kind, motors_of(self.joints), where)
         self._where = where
         self.scale = Scale(self.joints, self.calibration, units)
         limits = Limits(axes=make_axes(self.joints, self.scale, units, home, effort))
         self.limits = limits if speed == 1.0 else limits.scaled(speed)
         self.embodiment: Embodiment = self.limits.embodiment(self.kind, control_hz)
         self.ids = [joint.id for joint in self.joints]
+        self.all_ids = list(motors_of(self.joints).values())
         self.bus: ServoBus | None = None
         self._warned: dict[int, int] = {}
 
@@ -117,8 +119,15 @@ class ServoArm(Robot):
     def is_fault(self, joint: Joint, alarm: int) -> bool:
         """Whether an alarm stops the arm; the others are only logged."""
 
+    def explain_alarm(self, bus: ServoBus, joint: Joint, alarm: int) -> str:
+        """An alarm in words."""
+        return bus.describe_alarm(alarm)
+
     def before_command(self, bus: ServoBus) -> None:
         """Called before each order."""
+
+    def set_watchdog(self, bus: ServoBus, on: bool) -> None:
+        """Set or clear the watchdog in the motors."""
 
     # ---- Robot --------------------------------------------------------------------------------------------------
     def connect(self) -> None:
@@ -132,9 +141,10 @@ class ServoArm(Robot):
             self._check_calibration(bus)
             self.configure(bus)
             if self.passive:
-                set_torque(bus, self.ids, False)
+                set_torque(bus, self.all_ids, False)
             else:
                 self._hold(bus)
+                self.set_watchdog(bus, True)
         except BaseException:
             bus.close()
             raise
@@ -169,8 +179,10 @@ class ServoArm(Robot):
             return
         try:
             bus.timeout_s, bus.retries = max(0.02, self.timeout_s), 3
-            if self.on_close == "release" and not self.passive:
-                self._release(bus)
+            if not self.passive:
+                self.set_watchdog(bus, False)
+                if self.on_close == "release":
+                    self._release(bus)
         except RobotError as error:
             logger.error(
                 "%s on %s could not be released, it may hold its last position: %s",
@@ -204,8 +216,9 @@ class ServoArm(Robot):
         )
 
     def _hold(self, bus: ServoBus) -> None:
-        found = bus.sync_read("position", self.ids)
+        found = bus.sync_read("position", self.all_ids)
         counts = np.array([found[motor] for motor in self.ids])
+        self._check_shadows(found)
         low, high = self.scale.count_low, self.scale.count_high
         outside = np.maximum(low - counts, counts - high)
         if (outside > OUTSIDE).any():
@@ -218,7 +231,7 @@ class ServoArm(Robot):
         goals = dict(zip(self.ids, np.clip(counts, low, high).tolist(), strict=True))
         bus.sync_write("goal_position", goals)
         self.weaken(bus, 1.0)
-        set_torque(bus, self.ids, True)
+        set_torque(bus, self.all_ids, True)
         bus.sync_write("goal_position", goals)
 
     def _release(self, bus: ServoBus) -> None:
@@ -228,14 +241,23 @@ class ServoArm(Robot):
                 self.weaken(bus, step / steps)
                 time.sleep(SINK_S / steps)
         finally:  # also where a second Ctrl-C is in a hurry
-            set_torque(bus, self.ids, False)
+            set_torque(bus, self.all_ids, False)
+
+    def _check_shadows(self, found: dict[int, int]) -> None:
+        for joint in self.joints:
+            apart = abs(found[joint.shadow] - found[joint.id]) if joint.shadow else 0
+            if apart > SHADOW:
+                raise CalibrationError(
+                    f"the two motors of {joint.name} stand {apart} counts apart; switched on, they would fight",
+                    "calibrate the arm anew; if that does not help, one of the two is mounted turned",
+                )
 
     def _check_alarms(self, bus: ServoBus) -> None:
         for joint in self.joints:
             alarm = bus.alarms.get(joint.id, 0)
             if alarm and self.is_fault(joint, alarm):
                 raise MotorError(
-                    f"motor {joint.name!r} (id {joint.id}) on {self.port} reports: {bus.describe_alarm(alarm)}",
+                    f"motor {joint.name!r} (id {joint.id}) on {self.port} reports: {self.explain_alarm(bus, joint, alarm)}",
                     "take the load off, let it cool down, then switch the power off and on",
                 )
             if alarm and self._warned.get(joint.id) != alarm:
@@ -245,20 +267,20 @@ class ServoArm(Robot):
 
 # ---- also for the commands, which work on arms that are not calibrated yet ---------------------------------------
 def check_motors(bus: ServoBus, joints: Sequence[Joint]) -> dict[str, int]:
-    """Joint -> model number, where all motors are there and of the right kind.
+    """Motor -> model number, where all motors are there and of the right kind.
 
     Raises:
         CommunicationError: Nobody answers; says at which other speed somebody would.
         MotorError: Motors are missing or of another model.
     """
-    found: dict[str, int] = {}
-    for joint in joints:
+    motors, found = motors_of(joints), dict[str, int]()
+    for name, motor in motors.items():
         try:
-            found[joint.name] = bus.ping(joint.id)
+            found[name] = bus.ping(motor)
         except MotorSilentError:
-            if joint is joints[0]:
+            if not found:
                 _require_somebody(bus)
-    missing = [f"{joint.name} (id {joint.id})" for joint in joints if joint.name not in found]
+    missing = [f"{name} (id {motor})" for name, motor in motors.items() if name not in found]
     if missing:
         there = bus.scan()
         raise MotorError(
@@ -266,13 +288,14 @@ def check_motors(bus: ServoBus, joints: Sequence[Joint]) -> dict[str, int]:
             "check the cable that leads to it and the one before it, and that no two motors have the same id",
         )
     for joint in joints:
-        if found[joint.name] not in joint.models:
-            names = " or ".join(bus.models.get(model, str(model)) for model in joint.models)
-            model = found[joint.name]
-            raise MotorError(
-                f"motor {joint.name!r} (id {joint.id}) is a {bus.models.get(model, f'model {model}')}, expected {names}",
-                "check the kind of robot and the ids of the motors",
-            )
+        for name in joint.motors:
+            if found[name] not in joint.models:
+                wanted = " or ".join(bus.models.get(model, str(model)) for model in joint.models)
+                model = bus.models.get(found[name], f"model {found[name]}")
+                raise MotorError(
+                    f"motor {name!r} (id {motors[name]}) is a {model}, expected {wanted}",
+                    "check the kind of robot and the ids of the motors",
+                )
     return found
 
 
@@ -294,23 +317,26 @@ def _require_somebody(bus: ServoBus) -> None:
 
 def read_calibration(bus: ServoBus, joints: Sequence[Joint]) -> dict[str, MotorCalibration]:
     """What stands in the memory of the motors."""
-    ids = [joint.id for joint in joints]
+    motors = motors_of(joints)
     offset, low, high, model = (
-        bus.sync_read(name, ids) for name in ("homing_offset", "min_position", "max_position", "model")
+        bus.sync_read(name, motors.values())
+        for name in ("homing_offset", "min_position", "max_position", "model")
     )
     return {
-        j.name: MotorCalibration(j.id, offset[j.id], low[j.id], high[j.id], model=model[j.id]) for j in joints
+        name: MotorCalibration(motor, offset[motor], low[motor], high[motor], model=model[motor])
+        for name, motor in motors.items()
     }
 
 
 def write_calibration(bus: ServoBus, joints: Sequence[Joint], calibration: Calibration) -> None:
     """Write offsets and ranges into the memory of the motors. Torque goes off first."""
-    set_torque(bus, [joint.id for joint in joints], False)
-    for joint in joints:
-        motor = calibration.motors[joint.name]
-        bus.write("homing_offset", joint.id, motor.homing_offset)
-        bus.write("min_position", joint.id, motor.range_min)
-        bus.write("max_position", joint.id, motor.range_max)
+    motors = motors_of(joints)
+    set_torque(bus, list(motors.values()), False)
+    for name, motor in motors.items():
+        wanted = calibration.motors[name]
+        bus.write("homing_offset", motor, wanted.homing_offset)
+        bus.write("min_position", motor, wanted.range_min)
+        bus.write("max_position", motor, wanted.range_max)
 
 
 def set_torque(bus: ServoBus, ids: Sequence[int], on: bool) -> None:
