@@ -5,14 +5,15 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from test_train import BASE, bc
-from tiny import tiny_policy
+from test_train import BASE
+from test_train_exact import cloning
+from tiny_all import framework
 
 from vla_agents.train.trainer import Trainer
 
-out = Path(sys.argv[1])
+kind, out = sys.argv[1], Path(sys.argv[2])
 config = replace(BASE, out=str(out), steps=4, accumulation=2, ema=0.9)
-run = Trainer(tiny_policy(), bc(), config)
+run = Trainer(framework(kind), cloning(4), config)
 result = run.fit()
 rank = run.accelerator.process_index
 weights = {name: float(p.detach().double().sum()) for name, p in run.policy.named_parameters()}

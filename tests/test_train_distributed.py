@@ -10,19 +10,24 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train import BASE, Fixed, bc, losses, trainer
-from tiny import tiny_policy
+from test_train import BASE, losses
+from test_train_exact import cloning, run
+from tiny_all import FRAMEWORKS, framework
 
 from vla_agents.policies.checkpoint import load_policy
 
+_ENV = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+
 
 @pytest.mark.slow
-def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", FRAMEWORKS)
+def test_two_processes_take_the_step_of_one(kind: str, tmp_path: Path) -> None:
+    """Two processes of two micro-batches each, and one of four: the same samples, noise and losses."""
     here = Path(__file__).parent
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
-        [*command, str(here / "distributed_run.py"), str(tmp_path / "two")],
-        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(here)},
+        [*command, str(here / "distributed_run.py"), kind, str(tmp_path / "two")],
+        env=os.environ | _ENV | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         capture_output=True,
         text=True,
         timeout=240,
@@ -32,14 +37,10 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
     assert first["world"] == 2
     assert first == second
 
-    draws = bc()
-
-    class Both(Fixed):
-        def batches(self, step: int, count: int, rank: int, world: int) -> list:
-            return [*draws.batches(step, 2, 0, 2), *draws.batches(step, 2, 1, 2)]
-
-    alone = trainer(tmp_path / "one", BASE, Both([]), steps=4, accumulation=4)
+    alone = run(
+        tmp_path / "one", framework(kind), cloning(4), steps=4, accumulation=4, batch_size=BASE.batch_size
+    )
     alone.fit()
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-    ours, theirs = (dict(run.named_parameters()) for run in (load_policy(tmp_path / "two"), tiny_policy()))
+    ours, theirs = (dict(p.named_parameters()) for p in (load_policy(tmp_path / "two"), framework(kind)))
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours)

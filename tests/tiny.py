@@ -84,7 +84,7 @@ def rows(batch: Batch, index: list[int]) -> Batch:
     """Some samples of a batch."""
     pick = {
         name: None if getattr(batch, name) is None else getattr(batch, name)[index]
-        for name in ("state", "action", "mask")
+        for name in ("state", "action", "mask", "seeds")
     }
     images = {name: image[index] for name, image in batch.images.items()}
     return Batch(images, [batch.instructions[i] for i in index], **pick)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from vla_agents.config import load_config
+from vla_agents.config import from_dict, load_yaml
 from vla_agents.errors import ConfigError, VlaAgentsError, suggest
 
 T = TypeVar("T")
@@ -44,19 +44,69 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(cls: type[T], args: Sequence[str], command: str) -> T:
-    """A config from the command line; `--config FILE` gives the defaults, other flags override it."""
+    """A config from the command line; `--config FILE` gives the defaults, other flags override it.
+
+    A class with a `selector` (see `TrainConfig`) is read in two turns: first the selector, e.g. `--policy`, which says what
+    type other fields have; then everything.
+    """
     import tyro
 
     rest, file = _take_config(list(args))
-    default = load_config(cls, file) if file else None
-    kwargs: dict[str, Any] = {} if default is None else {"default": default}
-    return tyro.cli(
-        cls,
+    data = load_yaml(file) if file else {}
+    shown: type[Any] = cls
+    selector = getattr(cls, "selector", "")
+    if selector and isinstance(data, dict):
+        data = _select(selector, rest, data, file)
+        shown = _typed(cls, data, selector)
+    kwargs: dict[str, Any] = {}
+    if file:
+        kwargs["default"] = _cast(from_dict(cls, data, where=str(file)), shown)
+    found = tyro.cli(
+        shown,
         args=rest,
         prog=f"vla-agents {command}",
         description=f"{(cls.__doc__ or '').strip()}\n\n--config FILE takes the values of an earlier run's run.yaml.",
         **kwargs,
     )
+    return _cast(found, cls)
+
+
+def _select(selector: str, args: list[str], data: dict[str, Any], file: Path | None) -> dict[str, Any]:
+    """`data` with the selector's value from the command line, where it is given there."""
+    flag, given = f"--{selector}", None
+    for index, arg in enumerate(args):
+        if arg.startswith(f"{flag}="):
+            given = arg.removeprefix(f"{flag}=")
+        elif arg == flag and index + 1 < len(args):
+            given = args[index + 1]
+    if given is None:
+        return data
+    if data.get(selector, given) != given and "model" in data:
+        raise ConfigError(
+            f"{file} holds the options of {data[selector]!r}, and {flag} {given} asks for another {selector}",
+            f"leave out {flag}, or take {selector} and model out of the file",
+        )
+    return data | {selector: given}
+
+
+def _typed(cls: type[T], data: dict[str, Any], selector: str) -> type[T]:
+    """`cls` with its fields typed as `data` wants them, for tyro, which reads types and defaults off a class."""
+    typed: list[tuple[str, Any, Any]] = []
+    for name, kind in cls.field_types(data).items():  # type: ignore[attr-defined]
+        default = (
+            field(default=data.get(selector, getattr(cls, selector)))
+            if name == selector
+            else field(default_factory=kind)
+        )
+        typed.append((name, kind, default))
+    return make_dataclass(cls.__name__, typed, bases=(cls,), frozen=True)  # type: ignore[return-value]
+
+
+def _cast(config: Any, cls: type[T]) -> T:
+    """The same values as an instance of a sub- or superclass."""
+    if type(config) is cls:
+        return config
+    return cls(**{f.name: getattr(config, f.name) for f in fields(config)})
 
 
 def _take_config(args: list[str]) -> tuple[list[str], Path | None]:

@@ -31,10 +31,17 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
-    """Plain data -> a dataclass, strictly."""
+    """Plain data -> a dataclass, strictly.
+
+    A class some of whose fields have a type that depends on another field says which in a class method
+    `field_types(data) -> {field: type}`.
+    """
     if not isinstance(data, dict):
         raise ConfigError(f"{where}: expected a mapping of {cls.__name__}'s fields, got {data!r}")
     hints = typing.get_type_hints(cls)
+    depending = getattr(cls, "field_types", None)
+    if depending is not None:
+        hints |= depending(data)
     names = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     for key in data:
         if key not in names:

@@ -6,8 +6,9 @@
 
 Time convention and loss: `vla_agents.policies.heads.flow`. Noise of predictions comes from a generator of the policy's own
 (`seed`), drawn row by row, so that a batch gets what its samples would get one after the other. Noise and times of training
-come from torch's global generator, which a training checkpoint holds; in eval mode the loss draws the same ones every time,
-so that validation losses can be compared.
+are drawn for each sample from its `Batch.seeds`, which the trainer gives: however samples are shared out over micro-batches
+and processes, they get the same. Without seeds they come from torch's global generator; in eval mode then from
+seeds 0, 1, 2, …, so that losses can be compared.
 """
 
 from __future__ import annotations
@@ -147,12 +148,10 @@ class FlowPolicy(Policy):
         if batch.action is None:
             raise ConfigError("a training batch needs actions")
         action = self.normalizers["action"].normalize(batch.action)
-        generator = None if self.training else torch.Generator().manual_seed(0)
-        if time is None:
-            time = self.schedule.sample(self.repeats * len(batch), generator).to(action.device)
-            time = time.clamp(min=0.0) if self.clamp_time else time
-        if noise is None:
-            noise = torch.randn(len(time), *action.shape[1:], generator=generator).to(action.device)
+        if time is None or noise is None:
+            drawn_time, drawn_noise = self._draw(batch, action)
+            time = drawn_time if time is None else time
+            noise = drawn_noise if noise is None else noise
         contexts, mask = self.encode(batch)
         valid = None if batch.mask is None else batch.mask.repeat(len(noise) // len(batch), 1)
         error = self.head.errors(
@@ -160,6 +159,25 @@ class FlowPolicy(Policy):
         ).mean(-1)  # (R * B, H)
         weight = torch.ones_like(error) if valid is None else valid.float()
         return {"action_flow": (error * weight).sum() / weight.sum().clamp(min=1)}
+
+    def _draw(self, batch: Batch, action: Tensor) -> tuple[Tensor, Tensor]:
+        """Times (R * B,) and noise (R * B, H, D) to learn from, row n for sample n % B, on the actions' device."""
+        repeats, size = self.repeats, tuple(action.shape[1:])
+        if batch.seeds is None and self.training:
+            time = self.schedule.sample(repeats * len(batch))
+            noise = torch.randn(len(time), *size)
+        else:
+            seeds = range(len(batch)) if batch.seeds is None else batch.seeds.tolist()
+            generator = torch.Generator()
+            times, noises = [], []
+            for seed in seeds:
+                generator.manual_seed(seed)
+                times.append(self.schedule.sample(repeats, generator))
+                noises.append(torch.randn(repeats, *size, generator=generator))
+            time = torch.stack(times, 1).flatten()  # (R, B)
+            noise = torch.stack(noises, 1).flatten(0, 1)
+        time = time.clamp(min=0.0) if self.clamp_time else time
+        return time.to(action.device), noise.to(action.device)
 
     # ---- acting -------------------------------------------------------------------------------------------
     def seed(self, seed: int) -> None:

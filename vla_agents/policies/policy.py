@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError, ObservationError
+from vla_agents.errors import ActionError, ConfigError, ObservationError
 from vla_agents.normalize import Normalizer
 from vla_agents.policies.backbone import Backbone
 
@@ -27,6 +27,8 @@ class Batch:
         state: float32 (B, S) in the embodiment's units, or None.
         action: float32 (B, H, D) in the embodiment's units; None when acting.
         mask: bool (B, H), False where a chunk reaches past the end of its episode; None when acting.
+        seeds: int64 (B,): where a policy learns by drawing (flow matching), it draws for each sample from that sample's
+            seed, so that the loss does not depend on how samples are put together; None: from torch's generator.
     """
 
     images: dict[str, Tensor]
@@ -34,6 +36,7 @@ class Batch:
     state: Tensor | None = None
     action: Tensor | None = None
     mask: Tensor | None = None
+    seeds: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -60,7 +63,8 @@ class Batch:
             return None if tensor is None else tensor.to(device)
 
         images = {name: image.to(device) for name, image in self.images.items()}
-        return Batch(images, self.instructions, move(self.state), move(self.action), move(self.mask))
+        vectors = {name: move(tensor) for name, tensor in self._vectors().items()}
+        return Batch(images, self.instructions, **vectors, seeds=self.seeds)  # draws are made on the CPU
 
     def _vectors(self) -> dict[str, Tensor | None]:
         return {"state": self.state, "action": self.action, "mask": self.mask}
@@ -77,7 +81,8 @@ class Batch:
         images = {
             name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in data["images"].items()
         }
-        return cls(images, [str(t) for t in instructions], tensor("state"), tensor("action"), tensor("mask"))
+        vectors = {name: tensor(name) for name in ("state", "action", "mask", "seeds")}
+        return cls(images, [str(t) for t in instructions], **vectors)
 
     @classmethod
     def from_observations(cls, observations: Sequence[Mapping[str, Any]], embodiment: Embodiment) -> Batch:
@@ -124,6 +129,14 @@ class Policy(nn.Module):
         """Named scalar losses, each a mean over the valid entries of the batch."""
         raise NotImplementedError
 
+    def loss_weight(self, batch: Batch) -> int | dict[str, int]:
+        """How many entries each loss of `forward` is a mean over, or a number for each name where they differ.
+
+        The trainer weighs micro-batches by it, so that several of them, on one process or many, take the step that one
+        large batch would. By default the actions inside their episodes.
+        """
+        return batch.weight
+
     def predict_action(self, batch: Batch, prefix: Tensor | None = None) -> Tensor:
         """Chunks of actions in the embodiment's units, float32 (B, H, D).
 
@@ -134,11 +147,12 @@ class Policy(nn.Module):
         """
         raise NotImplementedError
 
-    def prepare(self, chunks: np.ndarray) -> None:
+    def prepare(self, chunks: np.ndarray, *, again: bool = False) -> None:
         """Learn what is not learnt by gradients; called once before training.
 
         Args:
             chunks: (N, H, D) actions of the training data in the embodiment's units.
+            again: Also where it was learnt before; else what is there stays.
         """
 
     def save_parts(self, folder: Path) -> None:
@@ -168,19 +182,17 @@ class Policy(nn.Module):
         """The batch's state, normalised; None for a body without state."""
         if batch.state is None or "state" not in self.normalizers:
             return None
-        if batch.state.shape != (len(batch), self.embodiment.state_dim):
-            raise ObservationError(
-                f"the batch's state has shape {tuple(batch.state.shape)}, "
-                f"expected {(len(batch), self.embodiment.state_dim)} for {self.embodiment.name!r}"
-            )
+        self._check_vectors(batch)
         return self.normalizers["state"].normalize(batch.state)
 
     def views(self, batch: Batch) -> list[Tensor]:
         """The batch's pictures, uint8 (B, H, W, 3), in the order of the embodiment's cameras.
 
         Raises:
-            ObservationError: A camera is missing, or its pictures are not what the policy was made for.
+            ObservationError: A camera is missing, or its pictures or the state are not what the policy was made for.
+            ActionError: Nor are the actions to learn.
         """
+        self._check_vectors(batch)
         found = []
         for camera in self.embodiment.cameras:
             view = batch.images.get(camera.name)
@@ -197,3 +209,16 @@ class Policy(nn.Module):
                 )
             found.append(view)
         return found
+
+    def _check_vectors(self, batch: Batch) -> None:
+        body, count = self.embodiment, len(batch)
+        if batch.state is not None and body.state_dim and batch.state.shape != (count, body.state_dim):
+            raise ObservationError(
+                f"the batch's state has shape {tuple(batch.state.shape)}, "
+                f"expected {(count, body.state_dim)} for {body.name!r}"
+            )
+        if batch.action is not None and batch.action.shape[::2] != (count, body.action_dim):
+            raise ActionError(
+                f"the batch's actions have shape {tuple(batch.action.shape)}, "
+                f"expected ({count}, H, {body.action_dim}) for {body.name!r}"
+            )

@@ -110,11 +110,16 @@ class QwenFAST(Policy):
             )
         self._fast, self._grammar = tokenizer, ChunkGrammar(tokenizer)
 
-    def prepare(self, chunks: np.ndarray) -> None:
-        """Fit the action tokenizer, where none was given, on (N, H, D) chunks in the embodiment's units."""
-        if self._fast is None:
+    def prepare(self, chunks: np.ndarray, *, again: bool = False) -> None:
+        """Fit the action tokenizer, where there is none yet or `again`, on (N, H, D) chunks in the embodiment's units."""
+        if self._fast is None or again:
             normalized = self.normalizers["action"].normalize(np.asarray(chunks, np.float32))
-            self.fast = FastTokenizer.fit(normalized, self.config.fast_scale, self.config.fast_vocab)
+            fitted = FastTokenizer.fit(normalized, self.config.fast_scale, self.config.fast_vocab)
+            if len(fitted) > len(self.action_ids):  # a checkpoint has words for its own tokenizer only
+                self.action_ids = self.backbone.add_tokens(
+                    [ACTION_WORD.format(i) for i in range(len(fitted))]
+                )
+            self.fast = fitted
 
     def save_parts(self, folder: Path) -> None:
         """The VLM's files and the action tokenizer (`fast/`)."""
@@ -134,6 +139,11 @@ class QwenFAST(Policy):
         where = labels[:, 1:] >= 0  # the state at t predicts token t + 1
         logits = (hidden[:, :-1][where] @ self.backbone.word_rows().T).float()
         return {"action_ce": nn.functional.cross_entropy(logits, labels[:, 1:][where])}
+
+    def loss_weight(self, batch: Batch) -> int:
+        """Tokens of the answers: what the loss is a mean over."""
+        after = len(self.backbone.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"])
+        return sum(len(tokens) + after for tokens in self.tokenize(batch))
 
     def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states (B, L, hidden) of prompts with answers; labels (B, L): tokens of the answer, or -100."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from vla_agents.arguments import Options
-from vla_agents.policies.qwen_oft import QwenOFTConfig
+from vla_agents.errors import ConfigError
+from vla_agents.policies.checkpoint import POLICIES
 
 
 @dataclass(frozen=True)
@@ -71,14 +73,18 @@ class RunConfig:
 class TrainConfig(RunConfig):
     """Behaviour cloning of a policy from recorded episodes."""
 
+    selector = "policy"  # the field that decides the type of another one, see `field_types`
+
     dataset: tuple[str, ...] = ()
     """Folders of recorded episodes (LeRobot or HDF5); several are put together."""
-    policy: Literal["qwen_oft"] = "qwen_oft"
-    """Which policy."""
-    model: QwenOFTConfig = field(default_factory=QwenOFTConfig)
-    """The policy's configuration."""
+    policy: str = "qwen_oft"
+    """Which policy; decides what --model options there are: --policy NAME --help shows them."""
+    model: Any = None
+    """The policy's configuration."""  # an instance of the policy class's `config_class`; None: its defaults
     init_from: str | None = None
-    """Checkpoint whose weights to start from (its embodiment must fit the data)."""
+    """Checkpoint whose weights and model options to start from (its embodiment must fit the data)."""
+    refit: bool = False
+    """With init_from: learn anew from these data what gradients do not learn (Qwen-FAST's action tokenizer)."""
     normalization: dict[str, str] = field(default_factory=dict)
     """Mode per part (mean_std, min_max, q01_q99, none); '*' for all parts; default: q01_q99, binary grippers none."""
     first_steps: int = 4
@@ -95,3 +101,21 @@ class TrainConfig(RunConfig):
     """Episodes per such evaluation."""
     eval_seed: int = 10_000_000
     """Its first seed; far from the seeds of the demonstrations."""
+
+    def __post_init__(self) -> None:
+        wanted = POLICIES.get(self.policy).config_class
+        if self.model is None:
+            object.__setattr__(self, "model", wanted())
+        elif not isinstance(self.model, wanted):
+            raise ConfigError(
+                f"model is a {type(self.model).__name__}, and the policy {self.policy!r} takes a {wanted.__name__}",
+                "give the two together: policy=..., model=...",
+            )
+
+    @classmethod
+    def field_types(cls, data: Mapping[str, Any]) -> dict[str, Any]:
+        """The type of `model` for the policy that `data` names; `UnknownNameError` where there is none of that name."""
+        name = data.get("policy", cls.policy)
+        if not isinstance(name, str):
+            raise ConfigError(f"policy is {name!r}, expected a name", f"known: {', '.join(POLICIES)}")
+        return {"policy": Literal[tuple(POLICIES)], "model": POLICIES.get(name).config_class}

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
-from vla_agents.config import save_yaml
+from vla_agents.config import save_yaml, to_dict
 from vla_agents.data import WindowDataset, open_dataset
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError
+from vla_agents.errors import ConfigError, TrainingError
 from vla_agents.normalize import Normalizer, StatsAccumulator
-from vla_agents.policies.checkpoint import load_policy, make_policy
+from vla_agents.policies.checkpoint import POLICIES, load_policy, make_policy
 from vla_agents.policies.policy import Policy
+from vla_agents.train.checkpoints import newest_checkpoint
 from vla_agents.train.config import TrainConfig
 from vla_agents.train.strategy import BehaviourCloning
 from vla_agents.train.trainer import Evaluate, Trainer, TrainResult
@@ -44,10 +47,13 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, *, progress: bo
         raise ConfigError(f"{out} holds a run already", "choose another --out, or go on with it by --resume")
     if config.threads:
         torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed)  # of dropout; all else has generators of its own
+    given = _given_policy(config)
+    config = config if given is None else replace(config, model=given.config)
     readers = [open_dataset(path) for path in config.dataset]
     windows = WindowDataset(readers, config.model.horizon, progress=progress)
     training, held_out = windows.split(config.validation_share, config.seed)
-    policy = _policy(config, training)
+    policy = _policy(config, training, given)
     strategy = BehaviourCloning(
         training, held_out, config.batch_size, config.seed, config.first_steps, config.first_steps_weight
     )
@@ -58,18 +64,54 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, *, progress: bo
     return trainer.fit()
 
 
-def _policy(config: TrainConfig, windows: WindowDataset) -> Policy:
-    if config.init_from:
-        policy = load_policy(config.init_from, device="cpu")
-        policy.embodiment.require(windows.embodiment, ours=f"checkpoint {config.init_from}", theirs="dataset")
-        if policy.horizon != config.model.horizon:
-            raise ConfigError(
-                f"checkpoint {config.init_from} plans {policy.horizon} actions, the run asks for {config.model.horizon}",
-                f"use --model.horizon {policy.horizon}",
+def _given_policy(config: TrainConfig) -> Policy | None:
+    """The policy to go on from, that of `resume` or of `init_from`, if the run asks for one like it."""
+    source: str | Path | None = config.init_from
+    if config.resume:
+        source = newest_checkpoint(Path(config.out))
+        if source is None:
+            raise TrainingError(
+                f"{config.out}: nothing to resume from", "leave out --resume to start a new run"
             )
-        return policy.train()
-    normalizers = fit_normalizers(windows, config.normalization)
-    return make_policy(config.policy, config.model, windows.embodiment, normalizers, seed=config.seed)
+    if source is None:
+        return None
+    policy = load_policy(source, device="cpu")
+    if not isinstance(policy, POLICIES.get(config.policy)):
+        raise ConfigError(
+            f"checkpoint {source} is a {type(policy).__name__}, the run asks for {config.policy}",
+            "give the --policy that the checkpoint was trained as",
+        )
+    defaults = to_dict(type(config.model)())
+    asked, there = to_dict(config.model), to_dict(policy.config)
+    other = [name for name in asked if asked[name] not in (defaults[name], there[name])]
+    if other:
+        listing = ", ".join(f"{name}={asked[name]!r} (there {there[name]!r})" for name in other)
+        raise ConfigError(
+            f"the run asks for other model options than checkpoint {source} has: {listing}",
+            "leave them out: a checkpoint keeps the options it was made with",
+        )
+    return policy
+
+
+def _policy(config: TrainConfig, windows: WindowDataset, given: Policy | None) -> Policy:
+    if given is None:
+        normalizers = fit_normalizers(windows, config.normalization)
+        policy = make_policy(config.policy, config.model, windows.embodiment, normalizers, seed=config.seed)
+        policy.prepare(action_chunks(windows, config.seed))
+        return policy
+    source = "of this run" if config.resume else str(config.init_from)
+    given.embodiment.require(windows.embodiment, ours=f"checkpoint {source}", theirs="dataset")
+    if config.refit and not config.resume:
+        given.prepare(action_chunks(windows, config.seed), again=True)
+    return given.train()
+
+
+def action_chunks(windows: WindowDataset, seed: int = 0, most: int = 65_536) -> np.ndarray:
+    """(N, H, D) chunks of actions in the embodiment's units: all windows, or `most` of them drawn at random."""
+    rows = np.arange(len(windows))
+    if len(rows) > most:
+        rows = np.sort(np.random.default_rng([seed, 0xFA57]).choice(rows, most, replace=False))
+    return windows.chunks(rows)[0]
 
 
 def fit_normalizers(windows: WindowDataset, modes: dict[str, str]) -> dict[str, Normalizer]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 
 from vla_agents.errors import TrainingError
 from vla_agents.policies.policy import Batch
@@ -64,7 +66,8 @@ class BehaviourCloning:
         train: Windows to learn from.
         validation: Windows held out.
         batch_size: Samples per micro-batch.
-        seed: The draw of step s on rank r depends on (seed, s, r) alone.
+        seed: What step s draws depends on (seed, s) and the number of samples of all processes alone; how these are cut
+            into micro-batches and processes does not matter.
         first_steps: How many leading steps are the beginning of an episode.
         first_steps_weight: How much more often those are drawn.
     """
@@ -89,8 +92,9 @@ class BehaviourCloning:
 
     def batches(self, step: int, count: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """`count` micro-batches of `batch_size` samples."""
-        rng = np.random.default_rng([self.seed, step, rank, 0xBC])
-        draws = rng.random((count, self.batch_size))
+        mine = count * self.batch_size
+        draws = np.random.default_rng([self.seed, step, 0, 0xBC]).random(world * mine)
+        draws = draws[rank * mine : (rank + 1) * mine].reshape(count, self.batch_size)
         rows = np.minimum(np.searchsorted(self._cumulative, draws), len(self.train) - 1)
         return [Batch.from_numpy(self.train.get_batch(row)) for row in rows]
 
@@ -114,3 +118,27 @@ class BehaviourCloning:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+def with_seeds(
+    batches: Sequence[TrainingBatch], key: Sequence[int], rank: int = 0, world: int = 1
+) -> list[TrainingBatch]:
+    """Give samples that have none a seed of their own (`Batch.seeds`), a function of `key` and their place among all.
+
+    Args:
+        batches: Of this process; what is no `Batch` stays as it is.
+        key: E.g. run seed and step.
+        rank: Of this process ...
+        world: ... among so many, with as many samples each.
+    """
+    sizes = [len(batch) if isinstance(batch, Batch) else 0 for batch in batches]
+    mine = sum(sizes)
+    drawn = np.random.default_rng([*key, 0x5EED]).integers(2**63, size=world * mine)
+    seeds, done = torch.from_numpy(drawn[rank * mine : (rank + 1) * mine]), 0
+    made = []
+    for batch, size in zip(batches, sizes, strict=True):
+        if isinstance(batch, Batch) and batch.seeds is None:
+            batch = replace(batch, seeds=seeds[done : done + size])
+        done += size
+        made.append(batch)
+    return made

@@ -1,7 +1,8 @@
 """The Trainer takes gradient steps. Which batches come is the strategy's affair; how well it acts, a callable tells.
 
 One optimiser step sees `accumulation` micro-batches on each process. Every micro-batch's mean loss is weighed by its
-share of all valid entries of the step, so the step equals that of one large batch. A run folder:
+share of all the entries that this loss counts (`vla_agents.train.shares`), so the step equals that of one large batch. A
+run folder:
 
     run.yaml  metrics.jsonl  tensorboard/
     checkpoints/step_000500/    a policy checkpoint, and training/ beside it (optimisers, schedules, RNG, strategy)
@@ -31,7 +32,8 @@ from vla_agents.train.checkpoints import load_training_state, newest_checkpoint,
 from vla_agents.train.config import RunConfig
 from vla_agents.train.metrics import MetricsLog, TrainingBar, truncate_after
 from vla_agents.train.optimizers import make_optimizers, make_schedules
-from vla_agents.train.strategy import Strategy, TrainingBatch
+from vla_agents.train.shares import Shares
+from vla_agents.train.strategy import Strategy, TrainingBatch, with_seeds
 
 # Given the model (in eval mode) and the step; returns metrics, of which "success" decides what is best.
 Evaluate = Callable[[Any, int], dict[str, float]]
@@ -147,30 +149,26 @@ class Trainer:
     # ---- one step -----------------------------------------------------------------------------------------
     def _train_step(self) -> tuple[dict[str, float], float]:
         accelerator = self.accelerator
-        batches = self.strategy.batches(
-            self.step, self.config.accumulation, accelerator.process_index, accelerator.num_processes
-        )
+        where = accelerator.process_index, accelerator.num_processes
+        drawn = self.strategy.batches(self.step, self.config.accumulation, *where)
+        batches = with_seeds(drawn, (self.config.seed, self.step), *where)
+        self._check_batches(batches)
+        shares = Shares(self.policy, batches, accelerator)
         batches = [batch.to(accelerator.device) for batch in batches]
-        counts = torch.tensor(
-            [batch.weight for batch in batches], dtype=torch.float64, device=accelerator.device
-        )
-        everything = float(accelerator.reduce(counts.sum(), "sum"))
         self.model.train()
-        sums: dict[str, Tensor] = {}
+        sums = {name: torch.zeros((), device=accelerator.device) for name in shares.names}
         for index, batch in enumerate(batches):
-            share = float(counts[index]) / everything * accelerator.num_processes
             last = index == len(batches) - 1
             with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
                 with accelerator.autocast():
                     losses = self.model(batch)
-                total = torch.stack([loss.float() for loss in losses.values()]).sum() * share
-                accelerator.backward(total)
-            for name, loss in losses.items():
-                sums[name] = (
-                    sums.get(name, torch.zeros((), device=accelerator.device)) + loss.detach().float() * share
-                )
-        values = {name: float(accelerator.reduce(value, "mean")) for name, value in sums.items()}
-        self._check_finite(values, batches)
+                parts = shares.weigh(index, losses)
+                # Processes average their gradients, where they should add up.
+                accelerator.backward(torch.stack(list(parts.values())).sum() * accelerator.num_processes)
+            for name, part in parts.items():
+                sums[name] = sums.get(name, torch.zeros((), device=accelerator.device)) + part.detach()
+        values = {name: float(accelerator.reduce(value, "sum")) for name, value in sums.items()}
+        self._check_finite(values)
         norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
         for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
             optimizer.step()
@@ -179,17 +177,18 @@ class Trainer:
         self._update_ema()
         return values, float(norm)
 
-    def _check_finite(self, losses: dict[str, float], batches: list[TrainingBatch]) -> None:
-        if all(math.isfinite(value) for value in losses.values()):
-            return
+    def _check_batches(self, batches: Sequence[TrainingBatch]) -> None:
         for batch in batches:
             problem = batch.find_nonfinite()
             if problem:
                 raise TrainingError(f"step {self.step}: {problem}", "mend that episode or leave it out")
-        raise TrainingError(
-            f"step {self.step}: the loss is not finite: {losses}",
-            f"use a smaller learning rate; the last good checkpoint is {self.out / 'last'}",
-        )
+
+    def _check_finite(self, losses: dict[str, float]) -> None:
+        if not all(math.isfinite(value) for value in losses.values()):
+            raise TrainingError(
+                f"step {self.step}: the loss is not finite: {losses}",
+                f"use a smaller learning rate; the last good checkpoint is {self.out / 'last'}",
+            )
 
     def _update_ema(self) -> None:
         if not self.ema:
@@ -222,7 +221,7 @@ class Trainer:
         self.policy.eval()
         metrics: dict[str, float] = {}
         with self._averaged():
-            batches = self.strategy.validation()
+            batches = with_seeds(self.strategy.validation(), (0,))
             if batches:
                 metrics["val_loss"] = self._validation_loss(batches)
             if self.evaluate is not None and self.accelerator.is_main_process:
@@ -235,14 +234,13 @@ class Trainer:
 
     @torch.no_grad()
     def _validation_loss(self, batches: Sequence[TrainingBatch]) -> float:
-        total, count = 0.0, 0
-        for batch in batches:
+        """That of one batch of all samples; the named losses are added up, as in training."""
+        shares, total = Shares(self.policy, batches), 0.0
+        for index, batch in enumerate(batches):
             with self.accelerator.autocast():
                 losses = self.policy(batch.to(self.accelerator.device))
-            valid = batch.weight
-            total += float(sum(losses.values())) * valid
-            count += valid
-        return total / max(1, count)
+            total += sum(float(part) for part in shares.weigh(index, losses).values())
+        return total
 
     def _score(self) -> float:
         if "success" in self.metrics:

@@ -81,6 +81,14 @@ class LanguageModule(nn.Module):
             losses["pointing"] = (self.head(hidden) - 2 * batch.points[pointed]).abs().mean()
         return losses
 
+    def loss_weight(self, batch: QuestionBatch) -> dict[str, int]:
+        """Answer tokens, and questions answered by pointing."""
+        pointed = torch.isfinite(batch.points[:, 0])
+        end = self.backbone.tokenizer.eos_token
+        spoken = [batch.answers[r] + end for r in (~pointed).nonzero().flatten().tolist()]
+        tokens = self.backbone.tokenizer(spoken, add_special_tokens=False)["input_ids"] if spoken else []
+        return {"language": sum(map(len, tokens)), "pointing": int(pointed.sum())}
+
 
 class VisualQuestions:
     """A strategy over single-picture conversations: draws a picture, then one of its questions.
