@@ -5,6 +5,7 @@ The seed decides where everything is and how far there is to go, so episodes end
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -158,10 +159,10 @@ class FakePolicy:
         self.training = mode
         return self
 
-    def seed(self, seed: int) -> None:
+    def generator(self, seed: int) -> None:
         """It has no randomness."""
 
-    def plan(self, observations: list[dict[str, Any]]) -> np.ndarray:
+    def plan(self, observations: list[dict[str, Any]], generators: Sequence[None] = ()) -> np.ndarray:
         """float32 (n, H, 4)"""
         self.planned += len(observations)
         self.batches.append(len(observations))

@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from fake_env import ENV_ID, make_embodiment, observation
 from tiny import BODY, random_batch, rows, vlm_folder
 from tiny_flow import KINDS, flow_policy, normalizers
 
+from vla_agents.agent import PolicyAgent
+from vla_agents.envs import make_env, make_vec
 from vla_agents.errors import ConfigError, UnknownNameError
 from vla_agents.policies.checkpoint import load_policy, make_policy, save_policy
 from vla_agents.policies.heads.gr00t import dit_size
 from vla_agents.policies.qwen_pi import QwenPIConfig
 from vla_agents.policies.tiny import FAMILIES
+from vla_agents.rollout import Listener, StepEvent, rollout
 
 every_kind = pytest.mark.parametrize("kind", KINDS)
 
@@ -190,3 +196,53 @@ def test_settings_are_checked() -> None:
     assert dit_size("DiT-L") == (1536, 32, 16)
     default = make_policy("qwen_pi", QwenPIConfig(vlm=str(vlm_folder())), BODY, normalizers())
     assert default.head.shape.heads == 1 and default.head.shape.depth == 2  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("kind", ["gr00t", "interleaved"])
+def test_an_episode_draws_the_same_alone_and_in_company(kind: str) -> None:
+    """Noise belongs to the episode: one env or four, in another order, after other episodes."""
+    policy = flow_policy(kind, body=make_embodiment(), state="none")
+    seeds = [3, 14, 15, 92, 65]
+
+    def actions(env: Any, order: list[int]) -> dict[int, np.ndarray]:
+        log = ActionLog()
+        rollout(env, PolicyAgent(policy), order, [log], max_steps=5)
+        return {seed: np.stack(taken) for seed, taken in log.taken.items()}
+
+    alone = actions(make_env(ENV_ID), seeds)
+    assert abs(alone[3][0] - alone[14][0]).max() > 1e-2
+    for env, order in ((make_vec(ENV_ID, 4), seeds), (make_vec(ENV_ID, 2), seeds[::-1])):
+        together = actions(env, order)
+        assert together.keys() == alone.keys()
+        for seed in seeds:
+            np.testing.assert_allclose(together[seed], alone[seed], atol=2e-5)
+
+
+class ActionLog(Listener):
+    """The actions of each episode, by seed."""
+
+    def __init__(self) -> None:
+        self.taken: dict[int, list[np.ndarray]] = {}
+        self._seed: dict[int, int] = {}
+
+    def on_reset(self, slot: int, seed: int, obs: dict[str, Any], info: dict[str, Any]) -> None:
+        self._seed[slot] = seed
+        self.taken[seed] = []
+
+    def on_step(self, slot: int, step: StepEvent) -> None:
+        self.taken[self._seed[slot]].append(step.action.copy())
+
+
+def test_one_seed_for_all_slots() -> None:
+    agent = PolicyAgent(flow_policy("gr00t", body=make_embodiment()))
+    vector = observation(make_embodiment(), lead=(2,)) | {"instruction": ["do it", "do it"]}
+    for key in ("front", "wrist"):
+        vector["images"][key][1] = vector["images"][key][0]
+    vector["state"][1] = vector["state"][0]
+    agent.reset(seed=5)
+    first = agent.act(vector)
+    assert abs(first[0] - first[1]).max() > 1e-2  # each slot its own noise
+    agent.reset(np.array([False, True]), seed=[0, 6])
+    np.testing.assert_allclose(agent.act(vector)[1], first[1], atol=2e-5)  # 5 + 1
+    agent.reset(seed=5)
+    np.testing.assert_array_equal(agent.act(vector), first)

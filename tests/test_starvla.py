@@ -16,6 +16,7 @@ import yaml
 from safetensors.torch import save_file
 from tiny import BODY, random_batch, tiny_policy, vlm_folder
 
+from vla_agents.agent import load_agent
 from vla_agents.cli import main
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import CheckpointError, ConfigError, UnknownNameError
@@ -64,6 +65,33 @@ def test_the_other_semantics_of_pi() -> None:
         with torch.no_grad():
             own = policy.predict_action(golden.examples("QwenPI", count=count), noise=noise)
         np.testing.assert_allclose(own.numpy(), wanted[f"{how}.normalized_actions"], atol=1e-4)
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+def test_an_agent_acts_straight_from_the_run_folder(framework: str) -> None:
+    """`load_agent` with what the files do not say; the first action of StarVLA's chunk."""
+    folder = golden.fixture(framework)
+    with_state = (folder / "inputs" / "ex0_state.npy").is_file()
+    given = GIVEN | {"vlm": str(golden.vlm()), "state": with_state}
+    if framework == "QwenPI":
+        given["pi_semantics"] = "interleaved"
+    if framework == "QwenFast":
+        given["fast_tokenizer"] = str(golden.golden("fast_tokenizer"))
+    agent: Any = load_agent(folder / "run", execute=2, **given)
+    stored = golden.outputs(framework)
+    if "single.noise" in stored:
+        agent.policy.draw_noise = lambda *_: torch.from_numpy(stored["single.noise"])
+    batch = golden.examples(framework, count=1)
+    names = zip(agent.embodiment.camera_names, golden.CAMERAS, strict=True)
+    obs = {
+        "images": {camera: batch.images[view][0].numpy() for camera, view in names},
+        "instruction": batch.instructions[0],
+    }
+    if with_state:
+        assert batch.state is not None
+        obs["state"] = batch.state[0].numpy()
+    for step in range(2):
+        np.testing.assert_allclose(agent.act(obs), stored["single.normalized_actions"][0, step], atol=1e-4)
 
 
 def test_check_starvla_says_what_is_wrong(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -213,6 +241,20 @@ def test_options_for_another_checkpoint_are_refused(tmp_path: Path) -> None:
     ours = save_policy(tiny_policy(), tmp_path / "ours")
     with pytest.raises(ConfigError, match="is for StarVLA checkpoints"):
         load_policy(ours, final_norm=False)
+    with pytest.raises(ConfigError, match="vlm, policy_embodiment is for StarVLA checkpoints"):
+        load_agent(ours, vlm="somewhere", policy_embodiment=BODY)
+
+
+def test_load_agent_takes_what_load_policy_takes(run: Path) -> None:
+    given = GIVEN | {"vlm": str(vlm_folder())}
+    agent: Any = load_agent(run, policy_embodiment=BODY, execute=3, **given)
+    assert agent.embodiment == BODY and agent.chunker.execute == 3 and not agent.policy.config.final_norm
+    by_cameras: Any = load_agent(run, cameras=("front", "wrist"), **given)
+    assert by_cameras.embodiment.camera_names == ("front", "wrist")
+    with pytest.raises(ConfigError, match="Did you mean 'unnormalization'"):
+        load_agent(run, unnormalisation="none")
+    with pytest.raises(ConfigError, match="- unnormalization:"):
+        load_agent(run, vlm=given["vlm"], cameras=("front", "wrist"))
 
 
 def test_converted_is_the_same_to_the_bit(run: Path, tmp_path: Path) -> None:

@@ -31,7 +31,9 @@ def normalizers(body: Embodiment = BODY) -> dict[str, Normalizer]:
     return found
 
 
-def flow_policy(kind: str, family: str = "qwen3_vl", seed: int = 0, **config: Any) -> FlowPolicy:
+def flow_policy(
+    kind: str, family: str = "qwen3_vl", seed: int = 0, body: Embodiment = BODY, **config: Any
+) -> FlowPolicy:
     """A random policy: Qwen-GR00T, or Qwen-PI in one of its semantics."""
     common = {
         "vlm": str(vlm_folder(family)),
@@ -44,10 +46,10 @@ def flow_policy(kind: str, family: str = "qwen3_vl", seed: int = 0, **config: An
     }
     if kind == "gr00t":
         gr00t = QwenGR00TConfig(**(common | {"width": 24, "depth": 3, "output": 16} | config))
-        policy = make_policy("qwen_gr00t", gr00t, BODY, normalizers(), seed=seed)
+        policy = make_policy("qwen_gr00t", gr00t, body, normalizers(body), seed=seed)
     else:
         pi = QwenPIConfig(**(common | {"semantics": kind} | config))
-        policy = make_policy("qwen_pi", pi, BODY, normalizers(), seed=seed)
+        policy = make_policy("qwen_pi", pi, body, normalizers(body), seed=seed)
     assert isinstance(policy, FlowPolicy)
     return policy.eval()
 

@@ -145,11 +145,15 @@ class PolicyAgent(Agent):
         self.chunker: Chunker = chunker or RecedingHorizon(policy.default_execute)
         self._last_instructions: list[str] = []
         self._idle: set[int] = set()
+        self._seeds: dict[int, int] = {}  # slot -> seed that has not been drawn from yet
+        self._seed: int | None = None  # of slots not met before: this + slot
+        self._generators: dict[int, Any] = {}
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Drop the chunks of the slots that start anew (all where `mask` is None).
 
-        The policy draws for all slots from one generator, so it is reseeded only when every slot starts anew.
+        Every slot draws from a generator of its own, so what a policy samples in an episode depends on the episode's seed
+        and not on the other slots. One number for several slots seeds slot i with seed + i.
         """
         if mask is None:
             self.chunker.reset(None)
@@ -159,8 +163,28 @@ class PolicyAgent(Agent):
             for slot in np.flatnonzero(np.asarray(mask, bool)):
                 self.chunker.reset(int(slot))
                 self._idle.discard(int(slot))
-        if seed is not None and (mask is None or np.all(mask)):
-            self.policy.seed(int(seed[0]) if isinstance(seed, Sequence) else seed)
+        if seed is not None:
+            self._reseed(mask, seed)
+
+    def _reseed(self, mask: np.ndarray | None, seed: int | Sequence[int]) -> None:
+        if mask is None:
+            self._seeds, self._generators, self._seed = {}, {}, None
+            if not isinstance(seed, Sequence):
+                self._seed = int(seed)
+                return
+        slots = range(len(seed)) if mask is None else np.flatnonzero(np.asarray(mask, bool))  # type: ignore[arg-type]
+        for slot in map(int, slots):
+            self._seeds[slot] = int(seed[slot]) if isinstance(seed, Sequence) else int(seed) + slot
+            self._generators.pop(slot, None)
+
+    def _generator(self, slot: int) -> Any:
+        """The slot's own, or None (the policy's own) where it was never given a seed."""
+        if slot not in self._generators:
+            seed = self._seeds.pop(slot, None if self._seed is None else self._seed + slot)
+            if seed is None:
+                return None
+            self._generators[slot] = self.policy.generator(seed)
+        return self._generators[slot]
 
     def idle(self, mask: np.ndarray) -> None:
         """Plan nothing for these slots; their action is zero until they are reset."""
@@ -177,7 +201,8 @@ class PolicyAgent(Agent):
         waiting = [slot for slot in busy if self.chunker.needs_plan(slot)]
         if waiting:
             chunks = self.policy.plan(
-                [self.transform.observation(items[slot]) for slot in waiting]
+                [self.transform.observation(items[slot]) for slot in waiting],
+                [self._generator(slot) for slot in waiting],
             )  # (n, H, D)
             for slot, chunk in zip(waiting, chunks, strict=True):
                 state = items[slot].get("state")
@@ -206,30 +231,27 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         path: Checkpoint folder, a run folder (its `best`, else its `last` checkpoint is taken), or a hub id.
         env: Where given, the env's embodiment is compared with the checkpoint's, and a mismatch refused.
         **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or
-            `"cosine"`), `transforms`, `chunker`, `embodiment`; see `docs/agents.md`.
+            `"cosine"`), `transforms`, `chunker`, `embodiment` (the env's); see `docs/agents.md`. For a StarVLA checkpoint
+            also what its files do not say: the fields of `StarVLAOptions` (`vlm`, `unnormalization`, `final_norm`, ...)
+            and `policy_embodiment` (what its observations and actions mean); see `docs/starvla.md`.
 
     Raises:
         CheckpointError: Missing, incomplete or damaged.
+        ConfigError: An option that does not exist, or is for other checkpoints, or has to be given and is not.
         EmbodimentMismatchError: The env senses or does something else than the policy was trained on.
     """
     from vla_agents.chunking import make_chunker
     from vla_agents.policies.checkpoint import load_policy
+    from vla_agents.policies.starvla_options import policy_options
     from vla_agents.relative import is_relative, with_relative_actions
 
-    known = {"device", "execute", "ensemble", "transforms", "chunker", "embodiment"}
-    for key in overrides:
-        if key not in known:
-            from vla_agents.errors import suggest
-
-            raise ConfigError(
-                f"load_agent has no option {key!r}{suggest(key, known)}", f"known: {sorted(known)}"
-            )
+    starvla = policy_options(path, overrides, _AGENT_OPTIONS)
     execute, ensemble = overrides.get("execute"), overrides.get("ensemble")
     if execute is not None and ensemble is not None:
         raise ConfigError(
             f"execute={execute} and ensemble={ensemble!r} exclude each other", "an ensemble plans every tick"
         )
-    policy = load_policy(path, device=overrides.get("device"))
+    policy = load_policy(path, device=overrides.get("device"), **starvla)
     chunker = overrides.get("chunker") or make_chunker(
         policy.default_execute if execute is None else execute, policy.horizon, ensemble
     )
@@ -241,6 +263,9 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     if env is not None:
         agent.embodiment.require(embodiment_of(env), ours=f"checkpoint {path}", theirs="env")
     return agent
+
+
+_AGENT_OPTIONS = frozenset({"device", "execute", "ensemble", "transforms", "chunker", "embodiment"})
 
 
 # ---- observations -----------------------------------------------------------------------------------------

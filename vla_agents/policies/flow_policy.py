@@ -184,11 +184,21 @@ class FlowPolicy(Policy):
         """Seed the noise of predictions."""
         self._generator.manual_seed(seed)
 
-    def draw_noise(self, count: int) -> Tensor:
-        """(count, H, D) from the policy's own generator, row by row, on the policy's device."""
+    def draw_noise(self, count: int, generators: Sequence[torch.Generator | None] = ()) -> Tensor:
+        """(count, H, D), row by row, on the policy's device.
+
+        Args:
+            count: Rows.
+            generators: One for each row; None, and by default: the policy's own.
+        """
         size = (self.horizon, self.embodiment.action_dim)
-        rows = [torch.randn(size, generator=self._generator) for _ in range(count)]
+        given = generators or [None] * count
+        rows = [torch.randn(size, generator=each or self._generator) for each in given]
         return torch.stack(rows).to(self.device)
+
+    def sample_action(self, batch: Batch, generators: Sequence[torch.Generator | None]) -> Tensor:
+        """See `Policy.sample_action`."""
+        return self.predict_action(batch, noise=self.draw_noise(len(batch), generators))
 
     def predict_action(
         self,

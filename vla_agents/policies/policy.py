@@ -165,10 +165,27 @@ class Policy(nn.Module):
         return {}
 
     @torch.no_grad()
-    def plan(self, observations: Sequence[Mapping[str, Any]]) -> np.ndarray:
-        """Chunks for single observations, float32 (n, H, D): what `PolicyAgent` calls."""
+    def plan(
+        self,
+        observations: Sequence[Mapping[str, Any]],
+        generators: Sequence[torch.Generator | None] = (),
+    ) -> np.ndarray:
+        """Chunks for single observations, float32 (n, H, D): what `PolicyAgent` calls.
+
+        Args:
+            observations: n of them.
+            generators: One for each, which a policy that samples draws from; None: the policy's own.
+        """
         batch = Batch.from_observations(observations, self.embodiment).to(self.device)
-        return self.predict_action(batch).float().cpu().numpy()
+        return self.sample_action(batch, generators or [None] * len(batch)).float().cpu().numpy()
+
+    def sample_action(self, batch: Batch, generators: Sequence[torch.Generator | None]) -> Tensor:
+        """`predict_action`, each sample drawn from a generator of its own; policies that sample override it."""
+        return self.predict_action(batch)
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A source of randomness for `plan`."""
+        return torch.Generator().manual_seed(seed)
 
     @property
     def device(self) -> torch.device:

@@ -6,7 +6,7 @@ Nothing is guessed: `complete` names every argument that is missing, with what s
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,8 @@ from typing import Any, Literal
 from torch import Tensor
 
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError, UnknownNameError
-from vla_agents.policies.starvla_run import StarVLARun
+from vla_agents.errors import ConfigError, UnknownNameError, suggest
+from vla_agents.policies.starvla_run import StarVLARun, is_starvla
 from vla_agents.policies.starvla_units import Ranges, Unnormalization, known_family
 
 
@@ -55,6 +55,33 @@ def with_overrides(options: StarVLAOptions, overrides: Mapping[str, Any]) -> Sta
         if name not in names:
             raise UnknownNameError("argument for a StarVLA checkpoint", name, names)
     return dataclasses.replace(options, **overrides)
+
+
+def policy_options(path: str | Path, overrides: Mapping[str, Any], own: Collection[str]) -> dict[str, Any]:
+    """Those of `load_agent`'s options that are arguments of `load_policy`.
+
+    Args:
+        path: Of the checkpoint.
+        overrides: What `load_agent` was given.
+        own: The options that are `load_agent`'s own.
+
+    Raises:
+        ConfigError: An option that does not exist (with a suggestion), or that is for StarVLA checkpoints only.
+    """
+    names = {field.name: field.name for field in dataclasses.fields(StarVLAOptions)}
+    names["policy_embodiment"] = "embodiment"
+    for key in overrides:
+        if key not in names and key not in own:
+            raise ConfigError(
+                f"load_agent has no option {key!r}{suggest(key, {*names, *own})}",
+                f"known: {sorted(own)}; for StarVLA checkpoints also {sorted(names)}",
+            )
+    given = {key: value for key, value in overrides.items() if key in names}
+    if given and not is_starvla(path):
+        raise ConfigError(
+            f"{', '.join(given)} is for StarVLA checkpoints, and {path} is none", "leave it out"
+        )
+    return {names[key]: value for key, value in given.items()}
 
 
 def complete(
