@@ -1,0 +1,165 @@
+"""Judges what reached the wire, from the wire and the readings alone. Shares no code with the safety filter.
+
+It is told what the robot measured, what was asked for and what was sent, with times, and keeps a list of what
+was unsafe. A pause of more than `GAP` periods between commands is a stop at the last of them: the device holds
+its last goal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+GAP = 2.5  # periods
+EPS = 1e-6
+
+
+@dataclass
+class WireChecker:
+    """Args: `axes` and `box` (low, high, points) are plain data, `period` of the control loop in s."""
+
+    low: np.ndarray
+    high: np.ndarray
+    velocity: np.ndarray
+    acceleration: np.ndarray
+    lead: np.ndarray
+    effort_limit: np.ndarray
+    resolution: np.ndarray
+    stale_after: float
+    watchdog: float
+    period: float
+    box: tuple[np.ndarray, np.ndarray, Any] | None = None
+    unsafe: list[str] = field(default_factory=list)
+    commands: int = 0
+
+    def __post_init__(self) -> None:
+        self._readings: list[tuple[float, np.ndarray, np.ndarray | None]] = []
+        self._wish_time, self._wish_ok = -np.inf, False
+        self._stopped, self._cleared = False, -np.inf
+        self._last: np.ndarray | None = None
+        self._last_time, self._last_dt = -np.inf, 0.0
+        self._last_v = np.zeros_like(self.low)
+        self._outside: tuple[np.ndarray, np.ndarray] | None = None
+
+    # ---- what happened ------------------------------------------------------------------------------------
+    def measured(self, time: float, position: np.ndarray, effort: np.ndarray | None = None) -> None:
+        if np.shape(position) == self.low.shape and np.isfinite(position).all():
+            self._readings.append((time, np.array(position), effort))
+            self._readings = self._readings[-50:]
+
+    def wished(self, time: float, target: np.ndarray) -> None:
+        self._wish_time, self._wish_ok = time, bool(np.isfinite(target).all())
+
+    def stopped(self) -> None:
+        self._stopped = True
+
+    def cleared(self, time: float) -> None:
+        """Everything begins anew."""
+        self._stopped, self._cleared = False, time
+        self._last = self._outside = None
+        self._readings = []
+
+    # ---- what was sent ------------------------------------------------------------------------------------
+    def sent(self, time: float, command: np.ndarray) -> None:
+        self.commands += 1
+        command = np.asarray(command, float)
+        if command.shape != self.low.shape or not np.isfinite(command).all():
+            self._wrong(time, "not finite or of wrong shape", command)
+            return
+        recent = [r for r in self._readings if r[0] >= time - self.stale_after and r[0] <= time + self.period]
+        reading = recent[-1] if recent else None
+        if self._last is None:
+            self._first(time, command, reading)
+            return
+        dt = time - self._last_time
+        if dt > GAP * self.period:  # it came to rest there
+            self._last_v, dt, self._last_dt = np.zeros_like(self.low), self.period, 0.0
+        self._check(time, command, reading, dt)
+
+    def _first(self, time: float, command: np.ndarray, reading: Any) -> None:
+        if len(self._readings) < 2 or reading is None:
+            self._wrong(time, "sent before two fresh readings", command)
+        else:
+            if (np.abs(command - reading[1]) > self.resolution + EPS).any():
+                self._wrong(time, f"first command is not the measured {reading[1]}", command)
+            self._last = reading[1]
+            self._check_place(time, command)
+        self._remember(time, command, np.zeros_like(self.low), 0.0)
+
+    def _check(self, time: float, command: np.ndarray, reading: Any, dt: float) -> None:
+        assert self._last is not None
+        v = (command - self._last) / dt
+        rounding = self.resolution / dt
+        dv = self.acceleration * (dt + (self._last_dt or dt)) / 2
+        rounding_a = rounding + self.resolution / (self._last_dt or dt)
+        fast = (np.abs(v) > self.velocity * (1 + EPS) + rounding + EPS).any()
+        hard = (np.abs(v - self._last_v) > dv * (1 + EPS) + rounding_a + EPS).any()
+        if fast:
+            self._wrong(time, f"velocity {v}", command)
+        if hard:
+            self._wrong(time, f"velocity {self._last_v} -> {v}, allowed change {dv}", command)
+        self._check_place(time, command)
+        # What a mean speed may be at most where it must go down: braking begins at the end of a period, so that
+        # at first, and in the period in which it ends, the mean goes down half as fast as the speed.
+        brake = 0.5 * self.acceleration * min(dt, self._last_dt or dt)
+        last = np.abs(self._last_v)
+        slower = np.maximum(0.5 * last, last - brake)
+        slack = rounding_a + EPS
+        if reading is not None:
+            ahead = command - reading[1]
+            outward = np.sign(ahead) * v > np.where(np.sign(ahead) * self._last_v > 0, slower, 0) + slack
+            if (outward & (np.abs(ahead) > self.lead + self.resolution + EPS)).any():
+                self._wrong(time, f"runs ahead of {reading[1]}", command)
+            self._check_effort(time, command, v, slower, slack, reading[2])
+        if self._must_stop(time, reading):
+            faster = np.abs(v) > slower + slack
+            turned = (v * self._last_v < -slack) & (np.abs(v) > slack)
+            yielding = np.zeros_like(faster)
+            if reading is not None and reading[2] is not None:
+                push = np.nan_to_num(reading[2])
+                yielding = (np.abs(push) > self.effort_limit) & (np.sign(push) * v <= slack)
+            if ((faster | turned) & ~yielding).any():
+                self._wrong(time, f"moves on, {self._last_v} -> {v}, and must stop", command)
+        self._remember(time, command, v, dt)
+
+    def _check_effort(
+        self, time: float, command: np.ndarray, v: np.ndarray, slower: np.ndarray, slack: Any, effort: Any
+    ) -> None:
+        if effort is None:
+            return
+        effort = np.nan_to_num(effort)
+        push = np.sign(effort)
+        on = push * v > np.where(push * self._last_v > 0, slower, 0) + slack
+        if (on & (np.abs(effort) > self.effort_limit)).any():
+            self._wrong(time, f"pushes on at effort {effort}", command)
+
+    def _must_stop(self, time: float, reading: Any) -> bool:
+        silent = time - self._wish_time > self.watchdog or self._wish_time <= self._cleared
+        return self._stopped or reading is None or silent or not self._wish_ok
+
+    def _check_place(self, time: float, command: np.ndarray) -> None:
+        """Inside, or at least not further out than before; relative to `_last`."""
+        assert self._last is not None
+        slack = self.resolution + EPS * (1 + np.abs(command))
+        below = command < np.minimum(self.low, self._last) - slack
+        above = command > np.maximum(self.high, self._last) + slack
+        if (below | above).any():
+            self._wrong(time, f"outside of the range, before {self._last}", command)
+        if self.box is None:
+            return
+        low, high, points = self.box
+        at, start = points(command[None])[0], points(self._last[None])[0]
+        if self._outside is None:
+            self._outside = np.minimum(low, start), np.maximum(high, start)
+        if (at < self._outside[0] - 1e-4).any() or (at > self._outside[1] + 1e-4).any():
+            self._wrong(time, f"point outside of the box: {at}", command)
+        if (at >= low).all() and (at <= high).all():
+            self._outside = np.broadcast_to(low, at.shape), np.broadcast_to(high, at.shape)
+
+    def _remember(self, time: float, command: np.ndarray, v: np.ndarray, dt: float) -> None:
+        self._last, self._last_time, self._last_v, self._last_dt = command, time, v, dt
+
+    def _wrong(self, time: float, what: str, command: np.ndarray) -> None:
+        self.unsafe.append(f"t={time:.4f}: {command.tolist()}: {what}")
