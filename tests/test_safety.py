@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from robot_fakes import checker_for, planar_limits
 from wire_checker import WireChecker
 
 from vla_agents.errors import ConfigError
 from vla_agents.robots.limits import Axis, Limits
+from vla_agents.robots.motion import Motion
 from vla_agents.robots.robot import Reading
 from vla_agents.robots.safety import HOLDING, RUNNING, STOPPED, WAITING, Decision, SafetyFilter, Target
 
@@ -278,7 +281,13 @@ def test_a_driver_that_sends_something_else_is_followed():
 
 
 def test_limits_that_make_no_sense_are_refused():
-    for wrong in ({"low": 1, "high": 0}, {"velocity": 0}, {"home": 5}, {"acceleration": np.nan}, {"lead": -1}):
+    for wrong in (
+        {"low": 1, "high": 0},
+        {"velocity": 0},
+        {"home": 5},
+        {"acceleration": np.nan},
+        {"lead": -1},
+    ):
         with pytest.raises(ConfigError):
             Axis(**({"name": "a", "low": -1, "high": 1, "velocity": 1, "acceleration": 1, "home": 0} | wrong))
     with pytest.raises(ConfigError, match="different names"):
@@ -323,7 +332,9 @@ def adversary(rng: np.random.Generator, steps: int = 24) -> Arm:
             target = rng.uniform(limits.low - 1, limits.high + 1)
         target = target + drift
         if rng.random() < 0.03:
-            target = np.where(rng.random(len(limits)) < 0.5, rng.choice([np.nan, np.inf, 1e300, -1e9]), target)
+            target = np.where(
+                rng.random(len(limits)) < 0.5, rng.choice([np.nan, np.inf, 1e300, -1e9]), target
+            )
         if rng.random() < 0.9:
             arm.aim(target, age=rng.choice([0.0, 0.5], p=[0.95, 0.05]))
         elif rng.random() < 0.1:
@@ -371,8 +382,46 @@ def run_cases(count: int, seed: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("share", range(2))
 def test_random_cases_send_nothing_unsafe(share):
-    commands, interventions = run_cases(400, seed=400 * share)
-    assert commands > 4_000 and interventions > 2_000  # the cases are neither empty nor tame
+    commands, interventions = run_cases(200, seed=200 * share)
+    assert commands > 2_000 and interventions > 1_000  # the cases are neither empty nor tame
+
+
+SABOTAGE = {
+    "velocity": ("vla_agents.robots.limits.Limits.velocity", property(lambda self: 1.3 * self._column("velocity"))),
+    "acceleration": ("vla_agents.robots.motion.Motion.gain", lambda self, dt: 3 * self._limits.acceleration * dt),
+    "range": ("vla_agents.robots.motion.Motion._accept", lambda self, way: True),
+    "box": ("vla_agents.robots.motion._Box.accept", lambda self, positions: True),
+    "lead and effort": ("vla_agents.robots.safety.SafetyFilter._bounded", lambda self, motion, wish, *rest: wish),
+    "effort": ("vla_agents.robots.safety.SafetyFilter._yielding", lambda self, wish, *rest: wish),
+    "stale": ("vla_agents.robots.safety.SafetyFilter._usable", lambda self, reading, now: reading),
+    "stop": ("vla_agents.robots.safety.SafetyFilter._why_hold", lambda self, fresh, target: []),
+    "first command": ("vla_agents.robots.safety.Motion", lambda limits, start: Motion(limits, limits.home)),
+    "gaps": ("vla_agents.robots.safety.LONGEST", 1e9),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("part", [*SABOTAGE, "watchdog"])
+def test_the_checker_sees_when_a_part_of_the_filter_is_missing(part, monkeypatch):
+    if part == "watchdog":
+        monkeypatch.setattr(SafetyFilter, "__init__", _deaf_to_watchdog)
+    else:
+        monkeypatch.setattr(*SABOTAGE[part])
+    caught = 0
+    for case in range(300):
+        try:
+            caught += bool(adversary(np.random.default_rng(case)).wire.unsafe)
+        except (ValueError, TypeError, FloatingPointError):
+            continue  # numbers of a reading that the filter would have refused
+        if caught:
+            return
+    pytest.fail(f"300 cases without {part}: nothing unsafe was seen")
+
+
+def _deaf_to_watchdog(self: SafetyFilter, limits: Limits, period: float) -> None:
+    _INIT(self, dataclasses.replace(limits, watchdog=9.0), period)
+
+
+_INIT = SafetyFilter.__init__
 
 
 @pytest.mark.slow
@@ -380,3 +429,74 @@ def test_random_cases_send_nothing_unsafe(share):
 @pytest.mark.parametrize("part", range(4))
 def test_a_hundred_thousand_random_cases_send_nothing_unsafe(part):
     run_cases(25_000, seed=10_000 + 25_000 * part)
+
+
+class FilterMachine(RuleBasedStateMachine):
+    """The same, with hypothesis looking for the shortest history that breaks a rule."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.arm = Arm()
+
+    @initialize(start=st.lists(st.floats(-0.05, 1.05), min_size=4, max_size=4), box=st.booleans())
+    def begin(self, start: list[float], box: bool) -> None:
+        limits = planar_limits(box)
+        self.arm = Arm(limits, limits.low + np.array(start) * (limits.high - limits.low))
+
+    @rule(gap=st.floats(0.001, 0.04), follow=st.sampled_from([0.0, 0.5, 1.0]), seen=st.booleans())
+    def time_passes(self, gap: float, follow: float, seen: bool) -> None:
+        self.arm.now += gap
+        if seen:
+            self.arm.measure()
+        self.arm.now -= gap
+        self.arm.tick(gap, follow)
+
+    @rule(ticks=st.integers(2, 30), share=st.lists(st.floats(-0.2, 1.2), min_size=4, max_size=4))
+    def goes_somewhere(self, ticks: int, share: list[float]) -> None:
+        limits = self.arm.limits
+        self.arm.run(limits.low + np.array(share) * (limits.high - limits.low), ticks)
+
+    @rule(wish=st.lists(st.floats(allow_nan=True, allow_infinity=True), min_size=4, max_size=4))
+    def aims(self, wish: list[float]) -> None:
+        self.arm.aim(np.array(wish))
+
+    @rule(axis=st.integers(0, 3), push=st.floats(-20, 20))
+    def pushes(self, axis: int, push: float) -> None:
+        effort = np.zeros(4)
+        effort[axis] = push
+        self.arm.now += PERIOD
+        self.arm.measure(effort=effort)
+        self.arm.now -= PERIOD
+        self.arm.tick()
+
+    @rule()
+    def stops(self) -> None:
+        self.arm.stop()
+
+    @rule()
+    def clears(self) -> None:
+        self.arm.clear()
+
+    @rule(axis=st.integers(0, 3), by=st.floats(-1, 1))
+    def somebody_moves_it(self, axis: int, by: float) -> None:
+        self.arm.position = self.arm.position + by * np.eye(4)[axis]
+
+    @invariant()
+    def nothing_unsafe_was_sent(self) -> None:
+        assert not self.arm.wire.unsafe, self.arm.wire.unsafe[0]
+
+
+TestStateMachine = FilterMachine.TestCase
+TestStateMachine.settings = settings(
+    max_examples=25, stateful_step_count=25, deadline=None, derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)  # fmt: skip
+
+
+@pytest.mark.slow
+def test_the_state_machine_for_longer():
+    run_state_machine_as_test(
+        FilterMachine,
+        settings=settings(max_examples=2_000, stateful_step_count=40, deadline=None,
+                          suppress_health_check=list(HealthCheck)),
+    )  # fmt: skip

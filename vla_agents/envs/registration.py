@@ -11,10 +11,14 @@ _IDS: dict[str, str] = {
     "vla_agents/Tabletop-v0": "vla_agents.envs.tabletop:TabletopEnv",
     "vla_agents/Libero-v0": "vla_agents.envs.libero:LiberoEnv",
 }
+_REAL_TIME: dict[str, str] = {
+    "vla_agents/Robot-v0": "vla_agents.robots.env:RobotEnv",
+    "vla_agents/SimulatedArm-v0": "vla_agents.robots.simulated_arm:SimulatedArmEnv",
+}
 
 
 def register_all() -> None:
     """Register every id that is not registered yet."""
-    for env_id, entry_point in _IDS.items():
+    for env_id, entry_point in {**_IDS, **_REAL_TIME}.items():
         if env_id not in gymnasium.registry:
-            gymnasium.register(env_id, entry_point=entry_point)
+            gymnasium.register(env_id, entry_point=entry_point, nondeterministic=env_id in _REAL_TIME)

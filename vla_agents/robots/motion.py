@@ -148,7 +148,9 @@ def _shares(axes: int) -> np.ndarray:
     """How much of a wish is tried in turn, (N, J): all; all axes but one, so that an arm slides along the side of
     its box; all of them more slowly; one axis alone."""
     one = np.eye(axes)
-    return np.concatenate([np.ones((1, axes)), 1 - one, np.full((1, axes), 0.5), np.full((1, axes), 0.25), one])
+    return np.concatenate(
+        [np.ones((1, axes)), 1 - one, np.full((1, axes), 0.5), np.full((1, axes), 0.25), one]
+    )
 
 
 class _Box:

@@ -128,12 +128,15 @@ class SafetyFilter:
         """What the driver says it sent in place of the last command, (J,).
 
         Rounding is the device's business; where a driver changed a command by more than that, the motion goes
-        on from what it sent.
+        on from what it sent; where by more than the lead, the stop is latched.
         """
         motion = self._motion
         if motion is None or np.shape(actual) != (len(self.limits),) or not np.isfinite(actual).all():
             return
         if (np.abs(actual - motion.position) > self.limits.resolution + 1e-9).any():
+            if self._away(motion, actual):
+                self.stop(f"the driver sent {actual.tolist()}, it was told {motion.position.tolist()}")
+                return
             motion.rest(actual)
 
     # ---- one period ---------------------------------------------------------------------------------------
@@ -183,7 +186,7 @@ class SafetyFilter:
             self._unseen = self._motion is not None
             self._first = None
             return
-        if self._unseen and self._motion is not None and self._away(self._motion, fresh):
+        if self._unseen and self._motion is not None and self._away(self._motion, fresh.position):
             self.stop("the arm is not where it was before the connection was lost")
             self._motion = None  # a command from there would make it jump
         self._unseen = False
@@ -198,13 +201,16 @@ class SafetyFilter:
         if (np.abs(fresh.position - first.position) <= close).all():
             self._motion, self._wished = Motion(limits, fresh.position), None
 
-    def _away(self, motion: Motion, fresh: Reading) -> bool:
-        return bool((np.abs(motion.position - fresh.position) > self.limits.lead).any())
+    def _away(self, motion: Motion, position: np.ndarray) -> bool:
+        return bool((np.abs(motion.position - position) > self.limits.lead).any())
 
     # ---- from a wish to a command -------------------------------------------------------------------------
     def _move(self, motion: Motion, dt: float, fresh: Reading | None, target: Target | None) -> Decision:
         found = self._why_hold(fresh, target)
-        following = target is not None and found == [] and target.time > self._cleared
+        silent = target is not None and self._now - target.time > self.limits.watchdog
+        following = target is not None and found == [] and not silent and target.time > self._cleared
+        if silent and found == [] and self._wanted(motion, target):
+            found.append("watchdog")
         wish = np.zeros(len(self.limits))
         if following:
             assert target is not None
@@ -228,7 +234,11 @@ class SafetyFilter:
             return []
         if np.shape(target.position) != (len(self.limits),) or not np.isfinite(target.position).all():
             return ["not_finite"]
-        return ["watchdog"] if self._now - target.time > self.limits.watchdog else []
+        return []
+
+    def _wanted(self, motion: Motion, target: Target | None) -> bool:
+        """Whether the arm would still have to go somewhere: one that rests at its target is not held up."""
+        return target is not None and (self.moving or bool((motion.position != target.position).any()))
 
     def _pursue(self, motion: Motion, target: np.ndarray, dt: float, found: list[str]) -> np.ndarray:
         """The velocity (J,) that leads to the target: in this period where that is allowed, else as soon as

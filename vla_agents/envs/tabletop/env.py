@@ -144,17 +144,10 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
         goal = self._started()
         self._world.apply(_checked(action))
         self._steps += 1
-        family = FAMILIES[goal.family]
-        success = family.success(self._world, goal)
-        wrong = not success and family.wrong(self._world, goal)
-        truncated = self._steps >= (self._max_steps or family.max_steps)
-        return (
-            self._observe(),
-            float(success),
-            success or wrong,
-            truncated,
-            self._info(success=success, wrong=wrong),
-        )
+        info = self.judge()
+        truncated = self._steps >= (self._max_steps or FAMILIES[goal.family].max_steps)
+        success = info["success"]
+        return self._observe(), float(success), success or info["wrong"], truncated, info
 
     def render(self) -> np.ndarray | None:
         """A picture for people, uint8 (480, 480, 3), where the render mode is `"rgb_array"`."""
@@ -184,6 +177,13 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
     def expert_action(self) -> np.ndarray:
         """What the scripted expert would do now, float32 (7,)."""
         return expert.expert_action(self._world, self._started())
+
+    def judge(self) -> dict[str, Any]:
+        """The `info` of this moment: `"success"`, `"wrong"`, and what the episode is about."""
+        goal = self._started()
+        success = FAMILIES[goal.family].success(self._world, goal)
+        wrong = not success and FAMILIES[goal.family].wrong(self._world, goal)
+        return self._info(success=success, wrong=wrong)
 
     def possible_instructions(self) -> list[str]:
         """Every instruction of this episode's family that makes sense in its scene, of all splits."""

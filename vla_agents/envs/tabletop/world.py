@@ -79,6 +79,15 @@ class World:
         data.ctrl[:8] = data.qpos[:8]
         mujoco.mj_forward(model, data)
 
+    @contextlib.contextmanager
+    def hand_kept(self) -> Iterator[None]:
+        """Within it a `reset` leaves the hand where it is, and doing what it does."""
+        data = self.data
+        hand = data.qpos[:8].copy(), data.qvel[:8].copy(), data.ctrl[:8].copy()
+        yield
+        data.qpos[:8], data.qvel[:8], data.ctrl[:8] = hand
+        self._mj.mj_forward(self.model, data)
+
     def _put(self, name: str, x: float, y: float, z: float, yaw: float = 0.0) -> None:
         start = self._qpos[name]
         self.data.qpos[start : start + 7] = (x, y, z, np.cos(yaw / 2), 0, 0, np.sin(yaw / 2))
@@ -111,7 +120,12 @@ class World:
         mujoco.mju_quat2Mat(matrix, goal)
         data.ctrl[3:6] = np.clip(yaw_pitch_roll(matrix.reshape(3, 3)), -ROTATION_LIMIT, ROTATION_LIMIT)
         data.ctrl[6:8] = 0.0 if action[6] > 0 else FINGER_OPEN
-        mujoco.mj_step(self.model, data, SUBSTEPS)
+        self.advance(SUBSTEPS)
+
+    def advance(self, substeps: int) -> None:
+        """Let time pass, 5 ms a substep, towards the goals of the hand's axes (`data.ctrl`)."""
+        mujoco, data = self._mj, self.data
+        mujoco.mj_step(self.model, data, substeps)
         # mj_step leaves poses one substep behind the joints; pictures and poses must show the same instant.
         mujoco.mj_kinematics(self.model, data)
         mujoco.mj_camlight(self.model, data)
