@@ -194,6 +194,12 @@ def _info(args: Sequence[str]) -> None:
     print_info(parse(InfoConfig, args, "info").name)
 
 
+def _robot(args: Sequence[str]) -> int:
+    from vla_agents.robot_cli import main as robot
+
+    return robot(args)
+
+
 def _check_starvla(args: Sequence[str]) -> int:
     from vla_agents.policies.starvla_check import CheckConfig, check_starvla
 
@@ -229,6 +235,7 @@ COMMANDS: dict[str, _Command] = {
     "check-starvla": _Command(
         _check_starvla, "compare our numbers with StarVLA's on a folder of its inputs and outputs"
     ),
+    "robot": _Command(_robot, "find, set up, calibrate, check and move a robot"),
     "info": _Command(_info, "say what a dataset, a checkpoint or an env is, or what is installed"),
 }
 

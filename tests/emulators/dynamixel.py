@@ -35,6 +35,10 @@ class DynamixelEmulator(ServoBusEmulator):
     """A bus of XL330 or others of the X series."""
 
     goal, position, torque = (116, 4), (132, 4), 64
+    homing_sign = 1
+
+    def offset(self, servo: Servo) -> int:
+        return int.from_bytes(servo.table[20:24], "little", signed=True)
 
     def __init__(self, ids: Iterable[int] = range(1, 7), **options) -> None:
         servos = [motor if isinstance(motor, Servo) else xl330(motor) for motor in ids]

@@ -37,6 +37,10 @@ class FeetechEmulator(ServoBusEmulator):
     """A bus of STS3215. `Servo.position` is what the encoder shows after the homing offset."""
 
     goal, position, torque = (42, 2), (56, 2), 40
+    homing_sign = -1
+
+    def offset(self, servo: Servo) -> int:
+        return signed(servo.table[31:33], 11)
 
     def __init__(self, ids: Iterable[int] = range(1, 7), **options) -> None:
         servos = [motor if isinstance(motor, Servo) else sts3215(motor) for motor in ids]
@@ -55,6 +59,8 @@ class FeetechEmulator(ServoBusEmulator):
             servo.table[42:44] = (2048).to_bytes(2, "little")
             data = b"\x00"
         super().put(motor, address, data)
+        if address == 6:
+            self.baud = (1_000_000, 500_000, 250_000, 128_000, 115_200, 57_600, 38_400, 19_200)[data[0]]
         if address == 5:
             self.servos[data[0]] = self.servos.pop(motor)
             servo.id = data[0]

@@ -26,6 +26,6 @@ ROBOTS = Registry(
 """Name -> class (or function) that makes the robot from its options."""
 
 
-def make_robot(name: str, **options: Any) -> Any:
+def make_robot(name: str, /, **options: Any) -> Any:
     """A robot by name, not connected yet; the options are those of its class."""
     return ROBOTS.get(name)(**options)

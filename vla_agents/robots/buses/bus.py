@@ -90,6 +90,7 @@ class ServoBus(ABC):
     broadcast = 0xFE
     max_id = 0xFD
     byteorder = "little"
+    homing_sign = -1  # a motor shows: encoder + homing_sign * homing_offset
     overhead = 16  # bytes around the data of an answer, at most
     ping_size = 0  # bytes of data in the answer to a ping
     broadcast_wait_s = 0.05  # how long the next answer to a broadcast ping may take

@@ -108,6 +108,7 @@ class DynamixelBus(ServoBus):
     bauds = BAUDS
     overhead = 12
     ping_size = 3
+    homing_sign = 1
     broadcast_wait_s = 0.2  # 3 ms for every id in between
     BULK_READ = 0x92
     REBOOT = 0x08

@@ -136,7 +136,7 @@ class ServoArm(Robot):
             raise RobotStateError(f"the {self.kind} on {self.port} is connected already")
         bus = self.open_bus(SerialLine(self.port, self.baud))
         try:
-            bus.timeout_s, bus.retries = max(0.05, self.timeout_s), 3
+            bus.timeout_s, bus.retries = max(0.05, self.timeout_s), max(3, self.retries)
             check_motors(bus, self.joints)
             self._check_calibration(bus)
             self.configure(bus)
