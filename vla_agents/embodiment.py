@@ -41,6 +41,7 @@ KINDS: dict[str, str] = {
     "gripper_open_pm1": "-1 closed, +1 open",
     "gripper_position": "finger joint positions",
     "other": "no named convention",
+    "unknown": "convention not stated by the dataset",
 }
 _FIXED_SIZE = {
     "delta_xyz": 3, "delta_axis_angle": 3, "xyz": 3, "axis_angle": 3, "euler_xyz": 3,
@@ -329,6 +330,7 @@ def _part_differences(
             "delta_joint_position",
             "joint_velocity",
             "other",
+            "unknown",
         ):
             lines.append(f"{what}: {our_name} has {a.name!r} where {their_name} has {b.name!r}")
         start += b.size

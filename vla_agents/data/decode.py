@@ -15,25 +15,37 @@ SAME = 1e-4  # seconds; a frame this near is the one asked for
 
 
 def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) -> np.ndarray:
-    """The frames of a video at given times.
+    """The frames of a video at given times, all at once: uint8 (T, H, W, 3). Arguments as of `frames_at`."""
+    out = np.empty((len(times), *shape, 3), np.uint8)
+    for _ in frames_at(path, times, fps, shape, out):
+        pass
+    return out
+
+
+def frames_at(
+    path: Path, times: np.ndarray, fps: float, shape: tuple[int, int], out: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """The frames of a video at given times, one by one.
 
     Args:
         path: The mp4.
         times: float64 (T,), seconds inside the video, rising.
         fps: Nominal rate; the nearest frame may be off by a quarter of a period, else it is an error.
         shape: Expected `(height, width)`.
+        out: uint8 (T, H, W, 3) to write to; by default each frame is an array of its own.
 
-    Returns:
-        uint8 (T, H, W, 3)
+    Yields:
+        uint8 (H, W, 3), T of them.
     """
     import av
 
-    out = np.empty((len(times), *shape, 3), np.uint8)
     done = 0
     try:
-        with av.open(str(path)) as container:
+        with av.open(str(path), metadata_errors="replace") as container:
             stream = container.streams.video[0]
             stream.codec_context.thread_count = 1
+            # libavcodec itself refuses frames beyond this, before it makes room for them.
+            stream.codec_context.options = {"max_pixels": str(max(4 * shape[0] * shape[1], 1 << 16))}
             found = stream.codec_context.height, stream.codec_context.width
             if found != shape:
                 raise DatasetError(
@@ -43,7 +55,9 @@ def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) ->
                 )
             convert = Converter()
             for frame in _frames_at(container, stream, times, 0.25 / fps):
-                convert(frame, out[done])
+                image = np.empty((*shape, 3), np.uint8) if out is None else out[done]
+                convert(frame, image)
+                yield image
                 done += 1
     except FileNotFoundError:
         raise DatasetError(
@@ -59,7 +73,6 @@ def decode(path: Path, times: np.ndarray, fps: float, shape: tuple[int, int]) ->
             f"no frame at {times[done]:.3f} s (frame {done} of {len(times)} of the episode)",
             "the video is cut short, or has another frame rate than meta/info.json says: copy it again",
         )
-    return out
 
 
 def _frames_at(container: Any, stream: Any, times: np.ndarray, tolerance: float) -> Iterator[Any]:

@@ -86,6 +86,8 @@ class Episode:
         commanded: float32 (T, D) where what the agent asked for differs from the label, else None.
         repeated: bool (T,): a camera's picture is that of an earlier step.
         metadata: JSON-able facts (seed, renderer, package versions, ...).
+        tasks: The instruction of each step, where it changes inside the episode, else None.
+        extras: What else a dataset holds for each step: name -> numbers (T, ...).
     """
 
     embodiment: Embodiment
@@ -103,6 +105,8 @@ class Episode:
     commanded: np.ndarray | None = None
     repeated: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     metadata: dict[str, Any] = field(default_factory=dict)
+    tasks: tuple[str, ...] | None = None
+    extras: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not len(self.repeated):
@@ -198,12 +202,13 @@ class EpisodeWriter(Protocol):
 class EpisodeReader(Protocol):
     """Random access to the episodes of one dataset.
 
-    Where it can, a reader also gives single pictures without decoding the others: `frames(index, camera, steps) -> uint8
-    (n, H, W, 3)`, or `videos(camera) -> VideoFiles` (see `vla_agents.data.frames`).
+    Where its pictures are videos, a reader also has `videos(camera) -> VideoFiles` (see `vla_agents.data.frames`).
     """
 
     path: Path
     embodiment: Embodiment
+    format: str
+    notes: list[str]
 
     def __len__(self) -> int:
         """Number of episodes."""
@@ -222,6 +227,12 @@ class EpisodeReader(Protocol):
 
     def columns(self) -> dict[str, np.ndarray]:
         """All numbers, episode after episode, by LeRobot's names: `action` (N, D), `observation.state` (N, S), ..."""
+
+    def stream(self, index: int, camera: str) -> Iterator[np.ndarray]:
+        """The pictures of one camera of one episode, uint8 (H, W, 3), one by one."""
+
+    def frames(self, index: int, camera: str, steps: np.ndarray) -> np.ndarray:
+        """Some pictures of one episode, in any order: uint8 (n, H, W, 3)."""
 
 
 def stacked_or_none(steps: list[Step], name: str) -> np.ndarray | None:

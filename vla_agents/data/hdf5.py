@@ -6,6 +6,8 @@ lossless.
         action (T, D)  state (T, S)  executed (T, D)  commanded (T, D)  reward (T,)  terminated (T,)
         truncated (T,)  intervened (T,)  repeated (T,)  time (T,)  images/<camera> (T, H, W, 3)
 
+        tasks (T,) with task_names (JSON), where the instruction changes inside; extras/<name> (T, ...)
+
 A file gets its name only when it is complete, and that is all it takes for the episode to exist: nothing else
 counts episodes. `state`, `executed`, `commanded` and `repeated` are absent where there is none, and so is the attribute
 `success` where nobody judged.
@@ -15,29 +17,24 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from vla_agents.data.base import MEND, BaseReader, fitted
 from vla_agents.data.episode import Episode
+from vla_agents.data.guards import COPY, read_json, require_inside
+from vla_agents.data.hdf5_file import DAMAGED, Hdf5File, common_length
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import (
-    DatasetError,
-    DatasetNotFoundError,
-    EmbodimentError,
-)
-
-if TYPE_CHECKING:
-    import h5py
+from vla_agents.errors import DatasetError, DatasetNotFoundError, EmbodimentError
 
 FORMAT = "vla_agents_episodes"
 VERSION = 1
 DATASET = "dataset.json"
 _FILE = re.compile(r"episode_(\d{6,})\.hdf5")
-_VECTORS = ("state", "action", "executed", "commanded")
 FLAGS = ("terminated", "truncated", "intervened")
-_DAMAGED = "the file is cut short or damaged: copy it again, or delete it if it is the last one"
 
 
 def episode_file(path: Path, index: int) -> Path:
@@ -45,21 +42,27 @@ def episode_file(path: Path, index: int) -> Path:
     return path / f"episode_{index:06d}.hdf5"
 
 
-class Hdf5Reader:
+class Hdf5Reader(BaseReader):
     """Random access to the episodes of a folder written by `Hdf5Writer`; may be used from several threads.
 
     Args:
         path: The folder that holds dataset.json.
+        embodiment: What the numbers and pixels mean, where the dataset's own is wrong.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    format = "vla_agents HDF5"
+
+    def __init__(self, path: str | Path, *, embodiment: Embodiment | None = None) -> None:
         self.path = Path(path)
         content = _read_dataset_json(self.path)
         self.fps = float(content["fps"])
+        self.notes: list[str] = []
         try:
-            self.embodiment = Embodiment.from_dict(content["embodiment"], where=str(self.path / DATASET))
+            found = Embodiment.from_dict(content["embodiment"], where=str(self.path / DATASET))
         except EmbodimentError as error:
-            raise DatasetError(self.path / DATASET, str(error.problem), "copy the dataset again") from error
+            raise DatasetError(self.path / DATASET, str(error.problem), COPY) from error
+        self._body = found
+        self.embodiment = found if embodiment is None else fitted(embodiment, found, self.path)
         numbers = sorted(int(m.group(1)) for m in map(_FILE.fullmatch, _names(self.path)) if m)
         if numbers != list(range(len(numbers))):
             missing = next(k for k in range(len(numbers)) if k not in set(numbers))
@@ -86,190 +89,127 @@ class Hdf5Reader:
         """Whether each episode succeeded; None where nobody judged."""
         return [self._head(k)[2] for k in range(len(self))]
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """All numbers of the dataset, without pictures, by LeRobot's names: feature -> (N,) or (N, D)."""
-        episodes = [self.read(k, images=False) for k in range(len(self))]
-        sizes = [len(episode) for episode in episodes]
-        found: dict[str, list[np.ndarray]] = {
-            "action": [e.action for e in episodes],
-            "executed_action": [e.action if e.executed is None else e.executed for e in episodes],
-            "commanded_action": [e.action if e.commanded is None else e.commanded for e in episodes],
-            "next.reward": [e.reward for e in episodes],
-            "next.done": [e.terminated | e.truncated for e in episodes],
-            "next.truncated": [e.truncated for e in episodes],
-            "next.terminated": [e.terminated for e in episodes],
-            "intervention": [e.intervened for e in episodes],
-            "repeated_frame": [e.repeated for e in episodes],
-            "capture_time": [e.time for e in episodes],
-            "frame_index": [np.arange(size) for size in sizes],
-            "episode_index": [np.full(size, k) for k, size in enumerate(sizes)],
-        }
-        if self.embodiment.state_dim:
-            found["observation.state"] = [e.state for e in episodes if e.state is not None]
-        empty = {
-            "action": np.zeros((0, self.embodiment.action_dim), np.float32),
-            "executed_action": np.zeros((0, self.embodiment.action_dim), np.float32),
-            "commanded_action": np.zeros((0, self.embodiment.action_dim), np.float32),
-            "observation.state": np.zeros((0, self.embodiment.state_dim), np.float32),
-        }
-        return {
-            name: np.concatenate(rows) if rows else empty.get(name, np.zeros(0))
-            for name, rows in found.items()
-        }
-
-    def read(self, index: int, *, images: bool = True) -> Episode:
-        """One whole episode; `images=False` skips decoding (then `images` is empty)."""
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"{self.path}: no episode {index}, there are {len(self)}")
-        path = episode_file(self.path, index % len(self))
-        with _Opened(path) as file:
-            length, instruction, success = file.head()
-            body = self.embodiment
-            state = file.array("state", np.float32, (length, body.state_dim)) if body.state_dim else None
-            shape = (length, body.action_dim)
-            return Episode(
-                embodiment=body,
-                instruction=instruction,
-                images={
-                    c.name: file.array(f"images/{c.name}", np.uint8, (length, c.height, c.width, 3))
-                    for c in body.cameras
-                    if images
-                },
-                state=state,
-                action=file.array("action", np.float32, shape),
-                reward=file.array("reward", np.float32, (length,)),
-                **{name: file.array(name, bool, (length,)) for name in FLAGS},
-                time=file.array("time", np.float64, (length,)),
-                success=success,
-                executed=file.array("executed", np.float32, shape) if file.has("executed") else None,
-                commanded=file.array("commanded", np.float32, shape) if file.has("commanded") else None,
-                repeated=file.array("repeated", bool, (length,))
-                if file.has("repeated")
-                else np.zeros(length, bool),
-                metadata=file.metadata(),
-            )
+    def stream(self, index: int, camera: str) -> Iterator[np.ndarray]:
+        """The pictures of one camera, uint8 (H, W, 3), one by one."""
+        with self._opened(self._checked(index)) as file:
+            yield from stored_frames(file, f"images/{camera}", _head(file)[0], self._size_of(camera))
 
     def frames(self, index: int, camera: str, steps: np.ndarray) -> np.ndarray:
         """Some pictures of one episode, in any order: uint8 (n, H, W, 3)."""
-        size = next((c.height, c.width) for c in self.embodiment.cameras if c.name == camera)
-        with _Opened(episode_file(self.path, index)) as file:
-            return file.rows(f"images/{camera}", steps, (*size, 3))
+        with self._opened(self._checked(index)) as file:
+            found = stored_frames(file, f"images/{camera}", _head(file)[0], self._size_of(camera), steps)
+            return np.stack(list(found))
+
+    def _size_of(self, camera: str) -> tuple[int, int]:
+        return next((c.height, c.width) for c in self._body.cameras if c.name == camera)
+
+    def read(self, index: int, *, images: bool = True) -> Episode:
+        """One whole episode; `images=False` skips decoding (then `images` is empty)."""
+        with self._opened(self._checked(index)) as file:
+            length, instruction, success = _head(file)
+            shape = (length, self._body.action_dim)
+            metadata = file.json("metadata")
+            return Episode(
+                embodiment=self.embodiment,
+                instruction=instruction,
+                images={
+                    c.name: file.array(f"images/{c.name}", np.uint8, (length, c.height, c.width, 3))
+                    for c in self.embodiment.cameras
+                    if images
+                },
+                state=_vector(file, "state", (length, self._body.state_dim))
+                if self.embodiment.state
+                else None,
+                action=_vector(file, "action", shape),
+                reward=file.array("reward", np.float32, (length,)),
+                success=success,
+                metadata=metadata if isinstance(metadata, dict) else {},
+                **read_beside(file, "", length, self._body.action_dim),
+            )
+
+    def _opened(self, index: int) -> Hdf5File:
+        return Hdf5File(require_inside(self.path, episode_file(self.path, index)))
 
     def _head(self, index: int) -> tuple[int, str, bool | None]:
         if index not in self._heads:
-            with _Opened(episode_file(self.path, index)) as file:
-                self._heads[index] = file.head()
+            with self._opened(index) as file:
+                self._heads[index] = _head(file)
         return self._heads[index]
 
 
-class _Opened:
-    """An episode's file; whatever is wrong with it is a `DatasetError` that names it.
+def read_beside(file: Hdf5File, group: str, length: int, action_dim: int) -> dict[str, Any]:
+    """What an episode holds beside observation, action and reward: flags, times, tasks, extras, by `Episode`'s names.
 
     Args:
-        path: The file.
+        file: The file.
+        group: Where it lies; `""` or a name that ends in `/`.
+        length: T.
+        action_dim: D.
     """
+    found: dict[str, Any] = {name: file.array(group + name, bool, (length,)) for name in FLAGS}
+    found["time"] = file.array(group + "time", np.float64, (length,))
+    for name in ("executed", "commanded"):
+        here = file.has(group + name)
+        found[name] = _vector(file, group + name, (length, action_dim)) if here else None
+    if file.has(group + "repeated"):
+        found["repeated"] = file.array(group + "repeated", bool, (length,))
+    if file.has(group + "tasks"):
+        names = json_of(file, group + "task_names")
+        numbers = file.array(group + "tasks", np.int32, (length,))
+        if not isinstance(names, list) or numbers.min() < 0 or numbers.max() >= len(names):
+            raise DatasetError(file.path, f"{group}tasks names a task that {group}task_names lacks", DAMAGED)
+        found["tasks"] = tuple(str(names[k]) for k in numbers.tolist())
+    found["extras"] = {}
+    for name in file.names(f"{group}extras"):
+        values = file.values(f"{group}extras/{name}")
+        if values.shape[:1] != (length,) or values.dtype.kind not in "biuf":
+            raise DatasetError(file.path, f"{group}extras/{name} is {values.dtype} {values.shape}", DAMAGED)
+        found["extras"][name.replace("%2F", "/")] = values
+    return found
 
-    def __init__(self, path: Path) -> None:
-        import h5py
 
-        self._path = path
-        self._hard_link = h5py.HardLink
-        try:
-            self._file = h5py.File(path, "r")
-        except FileNotFoundError:
-            raise DatasetError(path, "the file is missing", "copy the dataset again") from None
-        except OSError as error:
-            raise DatasetError(path, f"cannot be read as HDF5 ({error})", _DAMAGED) from error
+def stored_frames(
+    file: Hdf5File, name: str, length: int, size: tuple[int, int], steps: np.ndarray | None = None
+) -> Iterator[np.ndarray]:
+    """Pictures of a uint8 (T, H, W, 3) dataset: some steps, or all, a block at a time."""
+    dataset = file.dataset(name)
+    if dataset.shape != (length, *size, 3) or dataset.dtype != np.uint8:
+        raise DatasetError(
+            file.path,
+            f"{name!r} is {dataset.dtype} {dataset.shape}, expected uint8 {(length, *size, 3)}",
+            "the file is of another dataset, or was changed",
+        )
+    if steps is None:
+        block = dataset.chunks[0] if dataset.chunks else 16
+        for start in range(0, length, block):
+            yield from file.values(name, slice(start, start + block))
+    else:
+        for step in np.asarray(steps).tolist():
+            yield file.values(name, step)
 
-    def __enter__(self) -> _Opened:
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
+def json_of(file: Hdf5File, name: str) -> Any:
+    """A scalar dataset of JSON."""
+    try:
+        return json.loads(file.text(name))
+    except (ValueError, RecursionError) as error:
+        raise DatasetError(file.path, f"{name!r} is not JSON ({error})", DAMAGED) from error
 
-    def has(self, name: str) -> bool:
-        """Whether there is such a dataset."""
-        return name in self._file
 
-    def head(self) -> tuple[int, str, bool | None]:
-        """`(length, instruction, success)`."""
-        length = len(self._dataset("action"))
-        if length < 1:
-            raise DatasetError(self._path, "has no steps", "delete it if it is the last one")
-        success = self._attribute("success", optional=True)
-        return length, str(self._attribute("instruction")), None if success is None else bool(success)
+def _head(file: Hdf5File) -> tuple[int, str, bool | None]:
+    """`(length, instruction, success)`."""
+    length = common_length(file, ["action"])
+    success = file.attribute("success", optional=True)
+    return length, str(file.attribute("instruction")), None if success is None else bool(success)
 
-    def metadata(self) -> dict[str, Any]:
-        """What was stored with the episode."""
-        try:
-            return json.loads(self._attribute("metadata"))
-        except (ValueError, TypeError) as error:
-            raise DatasetError(self._path, f"attribute 'metadata' is not JSON ({error})", _DAMAGED) from error
 
-    def array(self, name: str, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
-        """A dataset of known type and shape; vectors must be finite."""
-        dataset = self._dataset(name)
-        if dataset.shape != shape or dataset.dtype != dtype:
-            raise DatasetError(
-                self._path,
-                f"{name!r} is {dataset.dtype} {dataset.shape}, expected {np.dtype(dtype)} {shape}",
-                "the file is of another dataset, or was changed",
-            )
-        try:
-            values = dataset[()]
-        except OSError as error:
-            raise DatasetError(self._path, f"{name!r} cannot be read ({error})", _DAMAGED) from error
-        if name in _VECTORS:
-            bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-            if len(bad):
-                raise DatasetError(
-                    self._path,
-                    f"{name!r} is not finite in frame {bad[0]}",
-                    "leave this episode out, or mend it",
-                )
-        return values
-
-    def rows(self, name: str, rows: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-        """Some rows of a uint8 dataset, each of known shape."""
-        dataset = self._dataset(name)
-        if dataset.shape[1:] != shape or dataset.dtype != np.uint8:
-            raise DatasetError(
-                self._path,
-                f"{name!r} is {dataset.dtype} {dataset.shape[1:]}, expected uint8 {shape}",
-                "the file is of another dataset, or was changed",
-            )
-        try:
-            return np.stack([dataset[int(row)] for row in rows])
-        except (OSError, IndexError, ValueError) as error:
-            raise DatasetError(self._path, f"{name!r} cannot be read ({error})", _DAMAGED) from error
-
-    def _dataset(self, name: str) -> h5py.Dataset:
-        parts = name.split("/")
-        inside, dataset = True, None
-        try:
-            links = [self._file.get("/".join(parts[: k + 1]), getlink=True) for k in range(len(parts))]
-            inside = all(link is None or isinstance(link, self._hard_link) for link in links)
-            if inside:
-                dataset = self._file[name]
-                inside = not dataset.is_virtual and not dataset.external
-        except (KeyError, OSError, AttributeError, RuntimeError) as error:
-            raise DatasetError(self._path, f"has no dataset {name!r} ({error})", _DAMAGED) from error
-        if not inside:
-            raise DatasetError(
-                self._path, f"{name!r} leads out of the file", "do not open it: it was tampered with"
-            )
-        return dataset
-
-    def _attribute(self, name: str, *, optional: bool = False) -> Any:
-        try:
-            found = self._file.attrs.get(name)
-        except (OSError, RuntimeError) as error:
-            raise DatasetError(
-                self._path, f"attribute {name!r} cannot be read ({error})", _DAMAGED
-            ) from error
-        if found is None and not optional:
-            raise DatasetError(self._path, f"has no attribute {name!r}", _DAMAGED)
-        return found
+def _vector(file: Hdf5File, name: str, shape: tuple[int, int]) -> np.ndarray:
+    """float32 (T, D), finite."""
+    values = file.array(name, np.float32, shape)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        raise DatasetError(file.path, f"{name!r} is not finite in frame {bad[0]}", MEND)
+    return values
 
 
 def _names(path: Path) -> list[str]:
@@ -279,13 +219,11 @@ def _names(path: Path) -> list[str]:
 def _read_dataset_json(path: Path) -> dict[str, Any]:
     file = path / DATASET
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(path, file)
     except FileNotFoundError:
         raise DatasetNotFoundError(
             path, f"no HDF5 dataset there: {DATASET} is missing", "give the folder that holds it"
         ) from None
-    except (ValueError, OSError) as error:
-        raise DatasetError(file, f"cannot be read as JSON ({error})", "copy the dataset again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise DatasetError(file, f"field 'format' is not {FORMAT!r}", "it is not a dataset of vla_agents")
     if content.get("version") != VERSION:

@@ -81,8 +81,8 @@ def rows_file_of(episode: int) -> tuple[int, int]:
 def image_shape(feature: dict[str, Any]) -> tuple[int, int, int]:
     """`(height, width, channels)` of a camera's feature, whichever order it is written in."""
     shape, names = feature["shape"], feature.get("names") or ()
-    named = isinstance(names, list | tuple) and len(names) == 3
-    if str(names[0]).startswith("channel") if named else shape[0] in (1, 3) and shape[2] not in (1, 3):
+    first = str(names[0]) if isinstance(names, list | tuple) and names else ""
+    if first.startswith("channel") if first else shape[0] in (1, 3) and shape[2] not in (1, 3):
         shape = (shape[1], shape[2], shape[0])
     return int(shape[0]), int(shape[1]), int(shape[2])
 

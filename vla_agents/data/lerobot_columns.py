@@ -6,6 +6,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -38,6 +39,13 @@ class Columns:
         self._bytes = 0
         self._lock = threading.Lock()
 
+    def __getstate__(self) -> dict[str, Any]:
+        empty = {"_footers": OrderedDict(), "_parts": OrderedDict(), "_bytes": 0, "_lock": None}
+        return self.__dict__ | empty
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state | {"_lock": threading.Lock()})
+
     def rows(self, episode: int) -> Rows:
         """Feature -> (T,) where its shape is (1,), else (T, *shape); views that must not be written to."""
         file, length = self._index.data_file(episode), int(self._index.lengths[episode])
@@ -68,7 +76,9 @@ class Columns:
             for name in names:
                 found[name].append(rows[name])
         return {
-            name: np.concatenate(blocks) if blocks else np.zeros((0, *self._types[name][1]), self._types[name][0])
+            name: np.concatenate(blocks)
+            if blocks
+            else np.zeros((0, *self._types[name][1]), self._types[name][0])
             for name, blocks in found.items()
         }
 
@@ -145,8 +155,8 @@ class Columns:
         if isinstance(column, pa.ChunkedArray):  # some versions of pyarrow return an empty one as it is
             column = pa.array([], column.type)
         nulls = column.null_count
-        while isinstance(column, pa.BaseExtensionArray) or _nested(column.type):
-            column = column.storage if isinstance(column, pa.BaseExtensionArray) else column.flatten()
+        while isinstance(column.type, pa.BaseExtensionType) or _nested(column.type):
+            column = column.storage if isinstance(column.type, pa.BaseExtensionType) else column.flatten()
             nulls += column.null_count
         if nulls:
             raise DatasetError(file, f"column {name!r} holds nulls", "mend or leave out those rows")
@@ -170,7 +180,7 @@ _DAMAGED = "it is damaged, or the recording was killed before it was complete: c
 def _type(index: Index, name: str) -> tuple[np.dtype, tuple[int, ...]]:
     """What a feature becomes: scalars have no dimension of their own, vectors of state and action always have one."""
     info = index.info
-    if name in lerobot.SCALARS:
+    if index.info.is_scalar(name):
         return np.dtype(lerobot.SCALARS[name]), ()
     vector = name in (*info.state_keys, *info.action_keys, lerobot.EXECUTED, lerobot.COMMANDED)
     shape = tuple(info.features[name]["shape"])

@@ -79,7 +79,9 @@ def read_index(info: Info) -> Index:
     index = _read_v3(info) if info.version == lerobot.VERSION else _read_v2(info)
     if (index.lengths < 1).any():
         raise DatasetError(
-            _where(info), f"episode {int(np.argmax(index.lengths < 1))} has length 0", "leave that episode out"
+            _where(info),
+            f"episode {int(np.argmax(index.lengths < 1))} has length 0",
+            "leave that episode out",
         )
     if index.lengths.sum() != info.total_frames:
         raise DatasetError(
@@ -178,7 +180,9 @@ def _read_v2(info: Info) -> Index:
         index, length, tasks = (entry.get(name) for name in ("episode_index", "length", "tasks"))
         tasks = [tasks] if isinstance(tasks, str) else tasks
         if type(index) is not int or type(length) is not int or not 0 <= length < 1 << 40:
-            raise DatasetError(file, f"field 'episode_index' or 'length' is no number in {str(entry)[:200]}", COPY)
+            raise DatasetError(
+                file, f"field 'episode_index' or 'length' is no number in {str(entry)[:200]}", COPY
+            )
         if not isinstance(tasks, list) or not all(isinstance(t, str) and len(t) < _MOST_TASKS for t in tasks):
             raise DatasetError(file, f"episode {index}: field 'tasks' is no list of text", COPY)
         if index in found:

@@ -18,6 +18,7 @@ from vla_agents.data.lerobot import (
     IMAGES,
     INFO,
     SAFE_NAME,
+    SCALARS,
     STATE,
     VERSION,
     VIDEO,
@@ -128,6 +129,10 @@ class Info:
         """Numbers in one row of a feature."""
         return math.prod(self.features[key]["shape"])
 
+    def is_scalar(self, key: str) -> bool:
+        """Whether a feature is one of the known columns with a number per step."""
+        return key in SCALARS and self.size(key) == 1
+
     def numeric_dtype(self, key: str) -> np.dtype | None:
         """The numpy type of a feature that holds numbers; None for pictures, text and the like."""
         try:
@@ -156,9 +161,7 @@ class Info:
                 where, f"field {field!r} is not a path template: {template!r} ({error})", COPY
             ) from error
         if not self._inside(found.parent) or (found.is_symlink() and not self._inside(found)):
-            raise DatasetError(
-                where, f"field {field!r} = {template!r} leads out of the dataset", TAMPERED
-            )
+            raise DatasetError(where, f"field {field!r} = {template!r} leads out of the dataset", TAMPERED)
         return found
 
     def _inside(self, path: Path) -> bool:
@@ -201,6 +204,11 @@ class Info:
                 raise DatasetError(file, f"feature {key!r} is missing", COPY)
         for key, feature in self.features.items():
             self._check_feature(file, key, feature)
+        for key in DEFAULT_SCALARS:
+            if self.size(key) != 1 or self.numeric_dtype(key) is None:
+                raise DatasetError(
+                    file, f"feature {key!r} is {self.features[key]}, expected one number", COPY
+                )
 
     def _check_feature(self, file: Path, key: str, feature: Any) -> None:
         good = isinstance(feature, dict) and isinstance(feature.get("dtype"), str)
@@ -208,7 +216,9 @@ class Info:
         if not good or not all(type(n) is int and 0 < n < _LARGEST for n in feature["shape"]):
             raise DatasetError(file, f"feature {key!r} has no valid dtype and shape: {feature!r}", COPY)
         if math.prod(feature["shape"]) > _LARGEST:
-            raise DatasetError(file, f"feature {key!r} has shape {feature['shape']}: no row is that large", COPY)
+            raise DatasetError(
+                file, f"feature {key!r} has shape {feature['shape']}: no row is that large", COPY
+            )
         if feature["dtype"] in _PICTURES:
             if not SAFE_NAME.fullmatch(key):
                 raise DatasetError(

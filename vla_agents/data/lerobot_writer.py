@@ -18,9 +18,10 @@ import pyarrow as pa
 
 from vla_agents.data import atomic, lerobot
 from vla_agents.data.episode import Step
-from vla_agents.data.lerobot import Info
-from vla_agents.data.lerobot_features import load_embodiment, make_features
+from vla_agents.data.lerobot_embodiment import load_embodiment
+from vla_agents.data.lerobot_features import make_features
 from vla_agents.data.lerobot_index import read_index
+from vla_agents.data.lerobot_info import Info
 from vla_agents.data.lerobot_rows import EpisodeRows, to_parquet
 from vla_agents.data.lerobot_stats import Statistics, Total, sample_pixels
 from vla_agents.data.recorder import StepWriter, json_text
@@ -117,7 +118,7 @@ class LeRobotWriter(StepWriter):
                 "was not written by vla_agents, and cannot be appended to",
                 "record into a new folder",
             )
-        stored = load_embodiment(info)
+        stored = load_embodiment(info).embodiment
         stored.require(self.embodiment, ours=f"dataset {self.path}", theirs="the embodiment to record")
         if info.fps != self.fps:
             raise ConfigError(
@@ -147,9 +148,9 @@ class LeRobotWriter(StepWriter):
         self._total = Total.empty(self._statistics.size)
         for first in range(0, self._episodes, lerobot.ROWS_PER_FILE):
             count = min(lerobot.ROWS_PER_FILE, self._episodes - first)
-            table = lerobot.read_parquet(self._rows_path(first), None).slice(0, count)
+            table = lerobot.read_parquet(self.path, self._rows_path(first), None).slice(0, count)
             wanted = [lerobot.file_of(k) for k in range(first, first + count)]
-            found = [index[f"data/{name}_index"][first : first + count] for name in ("chunk", "file")]
+            found = [index.columns[f"data/{name}_index"][first : first + count] for name in ("chunk", "file")]
             if table.num_rows < count or list(zip(*found, strict=True)) != wanted:
                 raise DatasetError(
                     self._rows_path(first),

@@ -1,47 +1,84 @@
-"""Which format a folder holds, and the reader or writer for it."""
+"""Which format a folder or file holds, and the reader or writer for it."""
 
 from __future__ import annotations
 
+import importlib
+import logging
 from pathlib import Path
 from typing import Any
 
 from vla_agents.data.episode import EpisodeReader, EpisodeWriter
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import DatasetError, DatasetNotFoundError, UnknownNameError
+from vla_agents.errors import ConfigError, DatasetError, DatasetNotFoundError, UnknownNameError
 
-FORMATS = ("lerobot", "hdf5")
-_LOOKED_FOR = "meta/info.json (LeRobot) or dataset.json (HDF5)"
+log = logging.getLogger(__name__)
+
+# Format -> module:class that records episodes in it.
+WRITERS = {
+    "lerobot": "lerobot_writer:LeRobotWriter",
+    "hdf5": "hdf5_writer:Hdf5Writer",
+}
+FORMATS = tuple(WRITERS)
+# Reader -> the options of `open_dataset` that it understands, beside `embodiment`.
+_DEMOS = ("instruction", "fps")
+_OPTIONS = {
+    "lerobot_reader:LeRobotReader": (),
+    "hdf5:Hdf5Reader": (),
+    "hdf5_aloha:AlohaReader": (*_DEMOS, "colour"),
+    "hdf5_libero:LiberoReader": (*_DEMOS, "mask", "state_keys"),
+    "hdf5_robomimic:RobomimicReader": (*_DEMOS, "mask", "state_keys"),
+    "hdf5_groups:EpisodeGroupsReader": _DEMOS,
+}
+# Layouts of HDF5 files, the most particular first: module, function that recognises it, reader.
+_LAYOUTS = (
+    ("hdf5_libero", "is_libero", "LiberoReader"),
+    ("hdf5_robomimic", "is_robomimic", "RobomimicReader"),
+    ("hdf5_aloha", "is_aloha", "AlohaReader"),
+    ("hdf5_groups", "is_groups", "EpisodeGroupsReader"),
+)
+_LOOKED_FOR = (
+    "meta/info.json (LeRobot), dataset.json (HDF5 of vla_agents) or .hdf5 files (ALOHA, robomimic, LIBERO)"
+)
 
 
-def open_dataset(path: str | Path) -> EpisodeReader:
-    """Open a dataset of any known format for reading.
+def open_dataset(
+    path: str | Path, *, embodiment: Embodiment | None = None, skip_bad: bool = False, **options: Any
+) -> EpisodeReader:
+    """Open a dataset of any known format for reading; what it is follows from its content.
 
     Args:
-        path: The dataset's folder.
+        path: The dataset's folder, or a single HDF5 file.
+        embodiment: What the numbers and pixels mean, where the dataset does not say so or is wrong.
+        skip_bad: Leave out episodes that cannot be read (`reader.skipped` names them) instead of raising when they are
+            read. Looks at every episode's numbers and first picture.
+        options: For files that lack them: `instruction=` (text), `fps=`; for ALOHA `colour="rgb"|"bgr"`; for robomimic and
+            LIBERO `mask=` (a filter key) and `state_keys=` (observations that make up the state).
+
+    Returns:
+        A reader; its `format` says what was found, its `notes` what was assumed.
+
+    Raises:
+        DatasetNotFoundError: There is none.
+        DatasetError: It is damaged or contradicts itself.
+        ConfigError: An option that this format does not have, or an embodiment that does not fit.
     """
     path = Path(path)
-    if not path.exists():
-        raise DatasetNotFoundError(
-            path,
-            "no such folder",
-            f"looked for a folder with {_LOOKED_FOR}; the current folder is {Path.cwd()}",
-        )
-    if not path.is_dir():
-        raise DatasetError(
-            path, "is a file, not a dataset's folder", f"give the folder that holds {_LOOKED_FOR}"
-        )
-    if (path / "meta" / "info.json").exists():
-        from vla_agents.data.lerobot_reader import LeRobotReader
+    kind = _reader_of(path, skip_bad)
+    for name in options:
+        if name not in _OPTIONS[kind]:
+            known = ", ".join(_OPTIONS[kind]) or "none beside embodiment and skip_bad"
+            raise ConfigError(
+                f"{path}: option {name!r} is not for {kind.split(':')[1]}", f"its options: {known}"
+            )
+    if skip_bad and "instruction" in _OPTIONS[kind]:
+        options["skip_bad"] = True
+    reader = _load(kind)(path, embodiment=embodiment, **options)
+    log.info("%s: %s; %s", path, reader.format, "; ".join(reader.notes) or "nothing assumed")
+    if skip_bad:
+        from vla_agents.data.subset import readable
 
-        return LeRobotReader(path)
-    if (path / "dataset.json").exists():
-        from vla_agents.data.hdf5 import Hdf5Reader
-
-        return Hdf5Reader(path)
-    found = sorted(entry.name for entry in path.iterdir())[:8]
-    raise DatasetNotFoundError(
-        path, f"no dataset there: neither {_LOOKED_FOR}", f"the folder holds {', '.join(found) or 'nothing'}"
-    )
+        return readable(reader)
+    return reader
 
 
 def create_dataset(
@@ -55,12 +92,63 @@ def create_dataset(
         format: `"lerobot"` (v3.0, compressed video) or `"hdf5"` (lossless pictures).
         options: Of `LeRobotWriter` or `Hdf5Writer`.
     """
-    if format == "lerobot":
-        from vla_agents.data.lerobot_writer import LeRobotWriter
+    if format not in WRITERS:
+        raise UnknownNameError("dataset format", format, FORMATS)
+    return _load(WRITERS[format])(path, embodiment, **options)
 
-        return LeRobotWriter(path, embodiment, **options)
-    if format == "hdf5":
-        from vla_agents.data.hdf5_writer import Hdf5Writer
 
-        return Hdf5Writer(path, embodiment, **options)
-    raise UnknownNameError("dataset format", format, FORMATS)
+def _load(name: str) -> Any:
+    module, attribute = name.split(":")
+    return getattr(importlib.import_module(f"vla_agents.data.{module}"), attribute)
+
+
+def _reader_of(path: Path, skip_bad: bool) -> str:
+    if not path.exists():
+        raise DatasetNotFoundError(
+            path,
+            "no such folder",
+            f"looked for a folder with {_LOOKED_FOR}; the current folder is {Path.cwd()}",
+        )
+    if (path / "meta" / "info.json").exists():
+        return "lerobot_reader:LeRobotReader"
+    if (path / "dataset.json").exists():
+        return "hdf5:Hdf5Reader"
+    from vla_agents.data.hdf5_demos import SUFFIXES, hdf5_files
+
+    if path.is_file() and path.suffix not in SUFFIXES:
+        raise DatasetError(
+            path, "is a file, not a dataset's folder", f"give the folder that holds {_LOOKED_FOR}"
+        )
+    files = hdf5_files(path)
+    if not files:
+        found = sorted(entry.name for entry in path.iterdir())[:8]
+        raise DatasetNotFoundError(
+            path,
+            f"no dataset there: neither {_LOOKED_FOR}",
+            f"the folder holds {', '.join(found) or 'nothing'}",
+        )
+    return _layout_of(files, skip_bad)
+
+
+def _layout_of(files: list[Path], skip_bad: bool) -> str:
+    """The layout of the first HDF5 file that can be read."""
+    from vla_agents.data.hdf5_file import Hdf5File
+
+    for number, path in enumerate(files):
+        try:
+            with Hdf5File(path) as file:
+                for module, recognises, reader in _LAYOUTS:
+                    if _load(f"{module}:{recognises}")(file):
+                        return f"{module}:{reader}"
+                content = ", ".join(file.names()[:8]) or "nothing"
+        except DatasetError:
+            if not skip_bad or number + 1 == len(files):
+                raise
+            continue
+        raise DatasetError(
+            path,
+            f"is HDF5 of no known layout; it holds {content}",
+            "known: ALOHA (observations/qpos), robomimic and LIBERO (data/demo_N/actions), groups (episode_N/actions); "
+            "episodes of vla_agents are opened by their folder",
+        )
+    raise AssertionError

@@ -1,0 +1,138 @@
+"""The pictures of a LeRobot dataset: video, or PNG and JPEG files inside the parquet."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vla_agents.data import lerobot
+from vla_agents.data.decode import frames_at
+from vla_agents.data.guards import COPY, require_inside
+from vla_agents.data.lerobot_index import Index
+from vla_agents.errors import DatasetError
+
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+
+
+def pictures(
+    index: Index, episode: int, key: str, stamps: np.ndarray, steps: np.ndarray
+) -> Iterator[np.ndarray]:
+    """Frames of a camera, uint8 (H, W, 3).
+
+    Args:
+        index: The dataset's episodes.
+        episode: Which.
+        key: The camera's feature.
+        stamps: (T,) seconds within the episode.
+        steps: Which frames, rising.
+    """
+    height, width, _ = lerobot.image_shape(index.info.features[key])
+    if not index.info.is_video(key):
+        return _stills(index, episode, key, (height, width), steps)
+    times = index.video_start(episode, key) + stamps[steps].astype(np.float64)
+    return frames_at(index.video_file(episode, key), times, index.info.fps, (height, width))
+
+
+def encoded(index: Index, episode: int, key: str) -> list[bytes]:
+    """The pictures of a camera as they lie in the parquet file, still compressed."""
+    file, root = index.data_file(episode), index.info.path
+    return [
+        _content(root, file, key, episode, k, row) for k, row in enumerate(_still_rows(index, episode, key))
+    ]
+
+
+def decode_picture(content: bytes, shape: tuple[int, int]) -> np.ndarray:
+    """A compressed picture as uint8 (H, W, 3); its size is compared before it is unfolded.
+
+    Raises:
+        ValueError, OSError: It is no picture, or of another size.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
+            if (image.height, image.width) != shape:
+                raise ValueError(f"it is {image.height}x{image.width}, expected {shape[0]}x{shape[1]}")
+            return np.asarray(image.convert("RGB"))
+    except (Image.DecompressionBombError, SyntaxError, IndexError, TypeError) as error:
+        raise ValueError(str(error)) from error
+
+
+def _stills(
+    index: Index, episode: int, key: str, shape: tuple[int, int], steps: np.ndarray
+) -> Iterator[np.ndarray]:
+    file, rows = index.data_file(episode), _still_rows(index, episode, key)
+    for k in steps.tolist():
+        content = _content(index.info.path, file, key, episode, k, rows[k])
+        try:
+            yield decode_picture(content, shape)
+        except (ValueError, OSError) as error:
+            raise DatasetError(
+                file, f"{key}, episode {episode}, frame {k}: not a picture ({error})", COPY
+            ) from error
+
+
+def _content(root: Path, file: Path, key: str, episode: int, frame: int, row: Any) -> bytes:
+    """The bytes of a picture: in the row itself, or in a file beside, whose path it gives."""
+    entry = row if isinstance(row, dict) else {"bytes": row}
+    content, path = entry.get("bytes"), entry.get("path")
+    if isinstance(content, bytes):
+        return content
+    try:
+        if isinstance(path, str) and path and not Path(path).is_absolute():
+            return require_inside(root, root / path).read_bytes()
+        raise ValueError(f"neither bytes nor a path inside the dataset: {path!r}")
+    except (ValueError, OSError) as error:
+        raise DatasetError(
+            file, f"{key}, episode {episode}, frame {frame}: no picture ({error})", COPY
+        ) from error
+
+
+def _still_rows(index: Index, episode: int, key: str) -> list[Any]:
+    """The entries of one episode, read from the row groups that hold it."""
+    file, first, length = (
+        index.data_file(episode),
+        int(index.first_rows[episode]),
+        int(index.lengths[episode]),
+    )
+    height, width, _ = lerobot.image_shape(index.info.features[key])
+    row_bytes = 4 * height * width + (1 << 16)
+    try:
+        with pa.OSFile(str(file)) as source, pq.ParquetFile(source) as opened:
+            found = _rows_between(opened, file, key, episode, first, first + length, row_bytes)
+            if len(found) != length:
+                found = _rows_between(opened, file, key, episode, 0, None, row_bytes)
+    except FileNotFoundError:
+        raise DatasetError(file, "the file is missing", COPY) from None
+    except (pa.ArrowException, OSError, KeyError) as error:
+        raise DatasetError(file, f"cannot be read as parquet ({error})", COPY) from error
+    if len(found) != length:
+        raise DatasetError(
+            file, f"{key}: episode {episode} has {len(found)} pictures, meta/episodes says {length}", COPY
+        )
+    return found
+
+
+def _rows_between(
+    opened: pq.ParquetFile, file: Path, key: str, episode: int, first: int, stop: int | None, row_bytes: int
+) -> list[Any]:
+    """The entries of an episode in the row groups that overlap these rows."""
+    found: list[Any] = []
+    start = 0
+    for group in range(opened.num_row_groups):
+        end = start + opened.metadata.row_group(group).num_rows
+        if end > first and (stop is None or start < stop):
+            at = opened.read_row_group(group, columns=["episode_index"], use_threads=False).column(0)
+            wanted = np.flatnonzero(at.to_numpy() == episode)
+            if len(wanted):
+                lerobot.check_sizes(opened, file, [key], row_bytes, [group])
+                column = opened.read_row_group(group, columns=[key], use_threads=False).column(0)
+                found += column.take(pa.array(wanted)).to_pylist()
+        start = end
+    return found
