@@ -251,7 +251,7 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         raise ConfigError(
             f"execute={execute} and ensemble={ensemble!r} exclude each other", "an ensemble plans every tick"
         )
-    policy = load_policy(path, device=overrides.get("device"), **starvla)
+    policy = load_policy(path, device=overrides.get("device"), merge_lora=True, **starvla)
     chunker = overrides.get("chunker") or make_chunker(
         policy.default_execute if execute is None else execute, policy.horizon, ensemble
     )

@@ -63,7 +63,7 @@ def _checkpoint(name: str, console: Console) -> None:
 
     folder = find_checkpoint(name)
     record = load_yaml(folder / "policy.yaml")
-    policy = load_policy(folder, device="cpu")
+    policy = load_policy(folder, device="cpu", merge_lora=True)
     table = Table("", "", title=f"checkpoint {folder}", show_header=False)
     table.add_row("policy", record["policy"])
     table.add_row("parameters", f"{sum(p.numel() for p in policy.parameters()) / 1e6:.2f} M")

@@ -112,6 +112,7 @@ class Backbone(nn.Module):
         self.vlm: Any = vlm
         self.tokenizer = tokenizer
         self.attention_asked = attention
+        self.added_words = False
         self._follow_the_weights()
 
     # ---- made from a folder -------------------------------------------------------------------------------
@@ -245,6 +246,7 @@ class Backbone(nn.Module):
         if missing:
             from transformers import AddedToken
 
+            self.added_words = True
             self.tokenizer.add_tokens([AddedToken(token, normalized=False) for token in missing])
             if len(self.tokenizer) > self.vlm.get_input_embeddings().num_embeddings:
                 self.vlm.resize_token_embeddings(len(self.tokenizer), mean_resizing=False)

@@ -12,6 +12,7 @@ It is written to a temporary folder and renamed, so a folder with the final name
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping
@@ -27,6 +28,8 @@ from vla_agents.registry import Registry
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from vla_agents.policies.policy_config import LoRAConfig
 
 POLICIES = Registry(
     "policy",
@@ -48,13 +51,16 @@ def make_policy(
     import torch
 
     from vla_agents.policies.backbone import load_backbone
+    from vla_agents.policies.learning import prepare_learning
     from vla_agents.policies.pretrained import resolve_vlm
 
     cls = POLICIES.get(kind)
     backbone = load_backbone(resolve_vlm(config.vlm), weights=True, **_options(config))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return cls(config, backbone, embodiment, normalizers)
+        policy: Policy = cls(config, backbone, embodiment, normalizers)
+        prepare_learning(policy)
+    return policy
 
 
 def _options(config: Any) -> dict[str, Any]:
@@ -121,22 +127,24 @@ def write_checkpoint(
     return folder
 
 
-def load_policy(path: str | Path, *, device: str | None = None, **starvla: Any) -> Policy:
+def load_policy(
+    path: str | Path, *, device: str | None = None, merge_lora: bool = False, **starvla: Any
+) -> Policy:
     """A policy from a checkpoint folder, a run folder, a hub id, or a StarVLA run folder or weights file.
 
     Args:
         path: A checkpoint; or a run, of which `best` is taken, else `last`; or `"owner/name"` on the hub; or StarVLA's.
         device: Where to put it; by default a GPU where there is one.
+        merge_lora: Add LoRA adapters, where there are any, to the weights: for acting. Else they stay, for learning on.
         starvla: For a StarVLA checkpoint, what its files do not say (see `vla_agents.policies.starvla.load_starvla`).
 
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
     """
     import torch
-    from safetensors import SafetensorError
-    from safetensors.torch import load_model
 
     from vla_agents.policies.backbone import load_backbone
+    from vla_agents.policies.learning import prepare_learning
     from vla_agents.policies.starvla_run import is_starvla
 
     if is_starvla(path):
@@ -158,16 +166,33 @@ def load_policy(path: str | Path, *, device: str | None = None, **starvla: Any) 
     embodiment = Embodiment.load(folder / "embodiment.json")
     normalizers = load_normalizers(folder / "stats.json", embodiment)
     backbone = load_backbone(folder / "vlm", weights=False, **_options(config))
+    adapters = config.lora
+    if merge_lora:
+        config = dataclasses.replace(config, lora=type(adapters)())
     policy = cls(config, backbone, embodiment, normalizers, **cls.load_parts(folder))
-    try:
-        load_model(policy, str(folder / "model.safetensors"), device="cpu")
-    except (SafetensorError, RuntimeError, OSError) as error:
-        raise CheckpointError(
-            folder / "model.safetensors",
-            f"the weights cannot be read into a {record['policy']} ({error})",
-            "the file is damaged or belongs to another configuration: copy the checkpoint again",
-        ) from error
+    prepare_learning(policy)
+    _read_weights(policy, folder / "model.safetensors", record["policy"], adapters if merge_lora else None)
     return policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
+
+
+def _read_weights(policy: Policy, file: Path, kind: str, merge: LoRAConfig | None) -> None:
+    """A checkpoint's weights into a policy, adapters merged where `merge` is theirs."""
+    from vla_agents.policies.lora import merge_weights
+    from vla_agents.policies.starvla_run import guess_framework
+    from vla_agents.policies.starvla_weights import starvla_names
+    from vla_agents.policies.weights import put_weights, read_safetensors
+
+    weights = read_safetensors(file)
+    if merge is not None and merge.rank:
+        weights = merge_weights(weights, merge)
+    misfit = put_weights(policy, weights)
+    if misfit:
+        looks = guess_framework(starvla_names(weights)) or "none of our policies"
+        raise CheckpointError(
+            file,
+            f"the weights do not fit a {kind} of this configuration; they look like {looks}\n{misfit.report()}",
+            "copy the whole checkpoint again: policy.yaml, vlm/ and model.safetensors belong together",
+        )
 
 
 def find_checkpoint(path: str | Path) -> Path:

@@ -109,6 +109,7 @@ class Policy(nn.Module):
 
     needs: ClassVar[frozenset[str]] = frozenset()
     backbone: Backbone
+    config: Any
 
     def __init__(
         self,

@@ -1,11 +1,34 @@
-"""What the configurations of all policies have in common: the VLM and how it computes."""
+"""What the configurations of all policies have in common: the VLM, how it computes, what of it learns."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from vla_agents.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class LoRAConfig:
+    """Low-rank adapters in the VLM (Hu et al. 2021, "LoRA"); needs the extra `lora` (peft)."""
+
+    rank: int = 0
+    """Rank of the adapters, e.g. 32; 0: none, the VLM's own weights learn."""
+    alpha: float = 32.0
+    """Their output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Of their input, while training."""
+    targets: tuple[str, ...] = ()
+    """Regular expressions; linear layers of the VLM with a match in their name get an adapter. Default: all of them."""
+    learn: tuple[str, ...] = ()
+    """Regular expressions; parameters of the VLM with a match in their name learn in full beside the adapters."""
+
+    def __post_init__(self) -> None:
+        if self.rank < 0 or self.alpha <= 0 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"lora: rank={self.rank}, alpha={self.alpha}, dropout={self.dropout}",
+                "rank must be 0 or more, alpha positive, dropout in [0, 1)",
+            )
 
 
 @dataclass(frozen=True)
@@ -26,6 +49,12 @@ class PolicyConfig:
     """Of the VLM's weights; an OFT head stays in float32."""
     attention: Literal["auto", "flash_attention_2", "sdpa", "eager"] = "auto"
     """The VLM's attention kernels; auto: flash-attention if installed, on a GPU and in half precision; else torch's own."""
+    gradient_checkpointing: bool = False
+    """Compute the VLM's activations twice instead of keeping them: less memory for about a third more time."""
+    freeze: tuple[str, ...] = ()
+    """Regular expressions; parameters of the policy with a match in their name do not learn (e.g. 'visual')."""
+    lora: LoRAConfig = field(default_factory=LoRAConfig)
+    """Low-rank adapters in the VLM."""
 
     def __post_init__(self) -> None:
         if "{instruction}" not in self.prompt:

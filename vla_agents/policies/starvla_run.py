@@ -216,7 +216,7 @@ def guess_framework(weights: Mapping[str, Tensor]) -> str:
     head = {key for key in weights if key.startswith("action_model.")}
     if not head:
         return "qwen_fast" if any(key.startswith("qwen_vl_interface.") for key in weights) else ""
-    if "action_model.model.fc1.weight" in head:
+    if any(key.startswith(("action_model.model.fc1.", "action_model.model.hidden.")) for key in head):
         return "qwen_oft"
     last, decoder = (
         weights.get(f"action_model.{name}.weight") for name in ("model.proj_out_2", "action_decoder.layer1")
