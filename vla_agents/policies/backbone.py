@@ -43,6 +43,7 @@ BACKBONES = Registry(
     {
         "qwen2_5_vl": "vla_agents.policies.qwen_vl:QwenVLBackbone",
         "qwen3_vl": "vla_agents.policies.qwen_vl:QwenVLBackbone",
+        "qwen3_5": "vla_agents.policies.qwen_vl:QwenVLBackbone",
     },
 )
 """`model_type` of config.json -> class. One line adds one: `BACKBONES.register("my_vlm", "my_package.my_file:MyVLM")`."""

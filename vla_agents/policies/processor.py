@@ -34,11 +34,16 @@ def enable_auto_processor() -> bool:
         AutoProcessor,
         Qwen2_5_VLConfig,
         Qwen2_5_VLProcessor,
+        Qwen3_5Config,
         Qwen3VLConfig,
         Qwen3VLProcessor,
     )
 
-    for config, processor in ((Qwen2_5_VLConfig, Qwen2_5_VLProcessor), (Qwen3VLConfig, Qwen3VLProcessor)):
+    for config, processor in (
+        (Qwen2_5_VLConfig, Qwen2_5_VLProcessor),
+        (Qwen3VLConfig, Qwen3VLProcessor),
+        (Qwen3_5Config, Qwen3VLProcessor),  # which is Qwen3.5's too
+    ):
         AutoProcessor.register(config, _pictures_only(processor), exist_ok=True)
     return True
 

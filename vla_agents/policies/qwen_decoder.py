@@ -2,11 +2,13 @@
 
 `transformers` gives either the last hidden state (after the final RMSNorm, which StarVLA's Qwen3 checkpoints never saw) or
 all of them, with a KV cache and logits beside. Here a caller names the layers; deeper ones are not run. The arithmetic is
-that of `Qwen3VLModel.forward` and `Qwen2_5_VLModel.forward`; tests compare both.
+that of `Qwen3VLModel.forward`, `Qwen2_5_VLModel.forward` and `Qwen3_5Model.forward`; tests compare them.
 
     pixel_values, input_ids -> vision tower, embeddings -> x_0 (B, L, hidden)
     x_k = layer_k(x_{k-1}) (+ deepstack features at the picture tokens, Qwen3, first layers),   k = 1 .. N
     final: RMSNorm(x_N)
+
+Qwen3.5 mixes full attention with gated delta layers (linear attention), which want the padding instead of a causal mask.
 
 Where the pictures stand is known before: no shape depends on a value, nothing is read back from the device, and `decode`
 compiles into one graph.
@@ -56,7 +58,7 @@ def run_decoder(
     """Outputs of chosen decoder layers.
 
     Args:
-        model: `Qwen3VLModel` or `Qwen2_5_VLModel` (the `.model` of the conditional-generation class).
+        model: `Qwen3VLModel`, `Qwen2_5_VLModel` or `Qwen3_5Model` (the `.model` of the conditional-generation class).
         inputs: See there.
         layers: Ascending layer numbers, 1 .. N; 0 is the embedding.
         final_norm: Whether layer N's output goes through the final RMSNorm.
@@ -68,6 +70,9 @@ def run_decoder(
     depth = len(model.language_model.layers)
     if not layers or list(layers) != sorted(set(layers)) or not 0 <= layers[0] <= layers[-1] <= depth:
         raise ConfigError(f"layers {list(layers)} are not ascending numbers between 0 and {depth}")
+    strange = set(_kinds(model.language_model)) - {"full_attention", "linear_attention"}
+    if strange:
+        raise ConfigError(f"layers of kind {', '.join(sorted(strange))} are not supported")
     known = tuple(grid_constants(model.visual, grid) for grid in inputs.grids)
     mask = None if inputs["attention_mask"] is None else inputs.mask
     arguments = (inputs["input_ids"], inputs["position_ids"], mask, inputs.places, inputs.pixels)
@@ -109,12 +114,17 @@ def decode(
     features, deep = see(model.visual, pixels, grids, known)
     row = torch.arange(len(ids), device=ids.device)[:, None]  # (B, 1)
     x = text.embed_tokens(ids).index_put((row, places), features)
-    attention = attention_mask(text.config, mask, x)
+    masks = {"full_attention": attention_mask(text.config, mask, x), "linear_attention": mask}
+    kinds = _kinds(text)
     rotary = text.rotary_emb(x, positions)
     kept = [x] if layers[0] == 0 else []
     for number, layer in enumerate(text.layers[: layers[-1]], start=1):
         x = layer(
-            x, attention_mask=attention, position_ids=None, past_key_values=cache, position_embeddings=rotary
+            x,
+            attention_mask=masks[kinds[number - 1]],
+            position_ids=None,
+            past_key_values=cache,
+            position_embeddings=rotary,
         )
         if number <= len(deep):
             x = x.index_put((row, places), x[row, places] + deep[number - 1])
@@ -123,6 +133,11 @@ def decode(
         if number in layers:
             kept.append(x)
     return kept
+
+
+def _kinds(text: Any) -> Sequence[str]:
+    """What each layer of a language model is."""
+    return getattr(text.config, "layer_types", None) or ["full_attention"] * len(text.layers)
 
 
 def attention_mask(config: Any, mask: Tensor | None, x: Tensor) -> Tensor | None:

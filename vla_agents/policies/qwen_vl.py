@@ -24,7 +24,7 @@ from vla_agents.policies.qwen_speech import QwenSpeech, text_after_answer
 
 __all__ = ["Encoding", "ImageSettings", "QwenVLBackbone"]
 
-FAMILIES = ("qwen2_5_vl", "qwen3_vl")
+FAMILIES = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 _PICTURE = ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>")
 
 

@@ -19,7 +19,7 @@ from torch import nn
 from vla_agents.errors import ConfigError, UnknownNameError
 from vla_agents.policies.processor import enable_auto_processor
 
-FAMILIES = ("qwen3_vl", "qwen2_5_vl")
+FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen3_5")
 ACTION_TOKEN = "🔍"
 
 _SPECIAL = (
@@ -131,7 +131,7 @@ def make_tiny_vlm(
 
     Args:
         folder: Where to write; made if missing.
-        family: `"qwen3_vl"` or `"qwen2_5_vl"`.
+        family: One of `FAMILIES`.
         size: Its shape.
         corpus: Sentences the tokenizer learns from.
         pixel_mean: Mean of the pixels the model will see, per channel in [0, 1].
@@ -183,14 +183,9 @@ def _image_processor(size: TinySize, mean: tuple[float, ...], std: tuple[float, 
 
 
 def _config(family: str, size: TinySize, tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen3VLConfig
-
     head = size.hidden // size.heads
     if size.hidden % size.heads or head % 2:
         raise ConfigError(f"hidden {size.hidden} must be an even multiple of heads {size.heads}")
-    quarter = head // 8
-    rest = (head // 2 - quarter) // 2
-    sections = [quarter, rest, head // 2 - quarter - rest]  # temporal, height, width share half a head
     token = tokenizer.convert_tokens_to_ids
     special = {
         "image_token_id": token("<|image_pad|>"),
@@ -207,7 +202,7 @@ def _config(family: str, size: TinySize, tokenizer: Any) -> Any:
         "num_key_value_heads": size.heads,
         "max_position_embeddings": 4096,
         "pad_token_id": tokenizer.pad_token_id,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 5e5, "mrope_section": sections},
+        "rope_parameters": _rope(head),
     }
     vision: dict[str, Any] = {
         "depth": size.vision_layers,
@@ -219,16 +214,55 @@ def _config(family: str, size: TinySize, tokenizer: Any) -> Any:
         "out_hidden_size": size.hidden,
         "temporal_patch_size": 2,
     }
-    if family == "qwen3_vl":
-        text |= {"head_dim": head}
-        text["rope_parameters"] |= {"mrope_interleaved": True}
-        grid = max(16, math.ceil(size.image_size / size.patch))
-        vision |= {
-            "num_position_embeddings": grid**2,
-            "deepstack_visual_indexes": [0, 1][: size.vision_layers - 1],
-        }
-        return Qwen3VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
+    kind = {"qwen3_vl": _qwen3_vl, "qwen2_5_vl": _qwen2_5_vl, "qwen3_5": _qwen3_5}[family]
+    return kind(size, tokenizer, text, vision)(
+        text_config=text, vision_config=vision, tie_word_embeddings=True, **special
+    )
+
+
+def _rope(rotated: int) -> dict[str, Any]:
+    """Rotary positions of `rotated` numbers a head: temporal, height and width share half of them."""
+    half = rotated // 2
+    quarter = half // 4
+    rest = (half - quarter) // 2
+    sections = [quarter, rest, half - quarter - rest]
+    return {"rope_type": "default", "rope_theta": 5e5, "mrope_section": sections}
+
+
+# Each fills in what its family has of its own, and returns the configuration's class.
+def _qwen3_vl(size: TinySize, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]) -> type:
+    from transformers import Qwen3VLConfig
+
+    text |= {"head_dim": size.hidden // size.heads}
+    text["rope_parameters"] |= {"mrope_interleaved": True}
+    vision |= {
+        "num_position_embeddings": _positions(size),
+        "deepstack_visual_indexes": [0, 1][: size.vision_layers - 1],
+    }
+    return Qwen3VLConfig
+
+
+def _qwen3_5(size: TinySize, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]) -> type:
+    from transformers import Qwen3_5Config
+
+    head = size.hidden // size.heads
+    text |= {"head_dim": head, "tie_word_embeddings": True}
+    text |= {f"linear_{what}_head_dim": head for what in ("key", "value")}
+    text |= {f"linear_num_{what}_heads": size.heads for what in ("key", "value")}
+    text["layer_types"] = [("linear_attention", "full_attention")[n % 2] for n in range(size.layers)]
+    text["rope_parameters"] = _rope(head // 2) | {"mrope_interleaved": True, "partial_rotary_factor": 0.5}
+    vision |= {"num_position_embeddings": _positions(size)}
+    return Qwen3_5Config
+
+
+def _qwen2_5_vl(size: TinySize, tokenizer: Any, text: dict[str, Any], vision: dict[str, Any]) -> type:
+    from transformers import Qwen2_5_VLConfig
+
     text |= {"tie_word_embeddings": True, "bos_token_id": None, "eos_token_id": tokenizer.eos_token_id}
     window = size.patch * size.merge * 4
     vision |= {"window_size": window, "fullatt_block_indexes": [size.vision_layers - 1]}
-    return Qwen2_5_VLConfig(text_config=text, vision_config=vision, tie_word_embeddings=True, **special)
+    return Qwen2_5_VLConfig
+
+
+def _positions(size: TinySize) -> int:
+    return max(16, math.ceil(size.image_size / size.patch)) ** 2
