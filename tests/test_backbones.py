@@ -52,7 +52,8 @@ def test_qwen_states_of_padded_batches_equal_the_plain_model(family: str) -> Non
     ours, images = backbone(family), views((32, 32), (96, 160))
     encoding = ours.encode(images, TEXTS, layers=range(1, ours.num_layers + 1))
     assert not encoding.mask.all()
-    inputs, mask = ours.inputs(images, TEXTS)
+    inputs = ours.inputs(images, TEXTS)
+    mask = inputs.mask
     inputs.pop("position_ids")
     given: list[Tensor] = []
     for layer in ours.vlm.model.language_model.layers[1:]:
