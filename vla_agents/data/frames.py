@@ -6,6 +6,7 @@ those that read from disk. All can be sent to another process (fork or spawn), w
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -132,21 +133,23 @@ class WholeEpisodes:
     def __init__(self, reader: EpisodeReader) -> None:
         self._reader = reader
         self._kept: OrderedDict[int, dict[str, np.ndarray]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def frames(self, episode: int, camera: str, steps: np.ndarray) -> np.ndarray:
         """uint8 (n, H, W, 3)."""
         read = getattr(self._reader, "frames", None)
         if read is not None:
             return read(episode, camera, steps)
-        images = self._kept.get(episode)
-        if images is None:
-            images = self._kept[episode] = self._reader.read(episode).images
-            while len(self._kept) > _EPISODES:
-                self._kept.popitem(last=False)
+        with self._lock:
+            images = self._kept.get(episode)
+            if images is None:
+                images = self._kept[episode] = self._reader.read(episode).images
+                while len(self._kept) > _EPISODES:
+                    self._kept.popitem(last=False)
         return images[camera][steps]
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_kept": OrderedDict()}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return WholeEpisodes, (self._reader,)
 
 
 class Resized:

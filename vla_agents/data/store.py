@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,16 +25,27 @@ class Pictures:
     """Where the pictures of windows come from.
 
     Args:
-        source: `"memory"`: all are decoded at the start; `"files"`: each from its video when it is asked for.
+        source: `"memory"`: all are decoded at the start; `"files"`: each from its video when it is asked for;
+            `"cache"`: from a decode-once cache on disk, which is made at the start where it is not there.
         size: `(height, width)` in which they are given (bicubic, as `ResizeImages`); None: as recorded.
         threads: Threads that decode at the start.
         progress: Show a progress bar meanwhile.
+        folder: Where caches lie; None: `vla_agents.data.cache.default_folder()`.
+        format: Of the cache: `"raw"`, `"jpeg"`, or `"auto"`: raw where that takes at most a quarter of the free space.
+        stale: `"rebuild"` or `"refuse"` a cache that is damaged or whose dataset has changed.
     """
 
-    source: Literal["memory", "files"] = "memory"
+    source: Literal["memory", "files", "cache"] = "memory"
     size: tuple[int, int] | None = None
     threads: int = 2
     progress: bool = False
+    folder: str | Path | None = None
+    format: Literal["auto", "raw", "jpeg"] = "auto"
+    stale: Literal["rebuild", "refuse"] = "rebuild"
+
+    def __post_init__(self) -> None:
+        if self.source not in ("memory", "files", "cache"):
+            raise ConfigError(f"pictures from {self.source!r}", "'memory', 'files' or 'cache'")
 
 
 @dataclass
@@ -214,13 +226,36 @@ def _numbers_only(
             if len(bad):
                 index = int(np.searchsorted(ends, bad[0], side="right"))
                 _require_finite(source, index, what, values[ends[index] - source.lengths()[index] :])
-        for name, frames in frames_of(source, embodiment.camera_names, columns).items():
-            parts[name].append(frames if pictures.size is None else Resized(frames, pictures.size))
+        for name, frames in _frames(source, embodiment.camera_names, columns, pictures).items():
+            parts[name].append(frames)
         first = where.stop
     store.frames = {n: found[0] if len(found) == 1 else Concatenated(found) for n, found in parts.items()}
     store.instructions = [text for source in sources for text in source.instructions()]
     store.successes = [s for source in sources for s in source.successes()]
     return store
+
+
+def _frames(
+    source: EpisodeReader, cameras: Sequence[str], columns: dict[str, np.ndarray], pictures: Pictures
+) -> dict[str, Frames]:
+    if pictures.source == "cache":
+        from vla_agents.data.cache import cached_frames
+
+        return cached_frames(
+            source,
+            cameras,
+            columns,
+            size=pictures.size,
+            folder=pictures.folder,
+            format=pictures.format,
+            stale=pictures.stale,
+            threads=pictures.threads,
+            bar=partial(loading_bar, shown=pictures.progress),
+        )
+    found = frames_of(source, cameras, columns)
+    if pictures.size is None:
+        return found
+    return {name: Resized(frames, pictures.size) for name, frames in found.items()}
 
 
 # ---- another rate -----------------------------------------------------------------------------------------
