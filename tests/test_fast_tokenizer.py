@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import pickle
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -287,3 +290,72 @@ def test_another_kind_of_bpe_is_encoded_by_its_own_pipeline() -> None:
     data["pre_tokenizer"] = {"type": "Whitespace"}
     with pytest.raises(ValueError, match="byte-level"):
         FastTokenizer(json.dumps(data))
+
+
+# ---- the quick way to the same tokens -----------------------------------------------------------------------------
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_text_gets_the_tokens_of_the_pipeline(data: st.DataObject) -> None:
+    """White space, apostrophes and digits too, where words are cut in special ways; characters of two bytes."""
+    fast = _fitted(100, 2048)
+    known = [chr(code) for code in np.flatnonzero(fast.known_codes)]
+    special = [c for c in known if c.isspace() or c.isdigit() or c in "'strevml!"]
+    text = data.draw(st.text(st.sampled_from(known) | st.sampled_from(special), max_size=60))
+    assert fast._bpe.is_quick
+    assert fast._bpe.encode(text) == Tokenizer.from_str(fast.tokenizer_json).encode(text).ids
+
+
+def _respelt(fast: FastTokenizer, change: Callable[[dict[str, Any]], None]) -> FastTokenizer:
+    data = json.loads(fast.tokenizer_json)
+    change(data)
+    return FastTokenizer(
+        json.dumps(data), scale=fast.scale, min_token=fast.min_token, time_horizon=STEPS, action_dim=DIMS
+    )
+
+
+def _last_merge_first(data: dict[str, Any]) -> None:
+    data["model"]["merges"].insert(0, data["model"]["merges"].pop())
+
+
+def _second_way(data: dict[str, Any]) -> None:
+    """A token that two merges make."""
+    merges = [merge.split(" ") if isinstance(merge, str) else merge for merge in data["model"]["merges"]]
+    a, b = next(
+        pair for pair in merges if len(pair[0]) > 1 and pair[0][1:] + pair[1] in data["model"]["vocab"]
+    )
+    data["model"]["merges"].append([a[0], a[1:] + b])
+
+
+def _no_words(data: dict[str, Any]) -> None:
+    data["pre_tokenizer"]["use_regex"] = False
+
+
+def _added_token(data: dict[str, Any]) -> None:
+    token = {
+        "content": "a",
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": False,
+    }
+    data["added_tokens"] = [{"id": data["model"]["vocab"]["a"]} | token]
+
+
+@pytest.mark.parametrize(
+    ("change", "quick"),
+    [(_last_merge_first, False), (_second_way, False), (_added_token, False), (_no_words, True)],
+)
+def test_tokenizers_of_another_make_keep_their_tokens(
+    change: Callable[[dict[str, Any]], None], quick: bool
+) -> None:
+    fast = _respelt(_fitted(100, 2048), change)
+    chunks = _chunks(60, seed=4)
+    chunks = chunks[~fast.unknown_coefficients(chunks).any(axis=(1, 2))]
+    assert fast._bpe.is_quick == quick and len(chunks) > 10
+    assert fast.encode(chunks) == _plain_encode(fast, chunks)
+
+
+def test_a_tokenizer_travels_to_worker_processes() -> None:
+    fast = pickle.loads(pickle.dumps(_fitted()))
+    assert fast._bpe.is_quick and fast.encode(_chunks(5)) == _fitted().encode(_chunks(5))

@@ -9,7 +9,6 @@ agree. Bytes that never occurred in the data have no token, and BPE drops them w
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -18,7 +17,6 @@ import numpy as np
 from vla_agents.errors import ConfigError
 
 MOST_CODES = 0xD800  # the code points after it are surrogates, which no text may hold
-_MOST_WORDS = 1 << 16  # kept by a ByteBPE, some 20 MB
 
 
 def _spell_bytes() -> dict[str, int]:
@@ -65,8 +63,8 @@ def nearest_known(known: np.ndarray) -> np.ndarray:
 class ByteBPE:
     """Text to tokens as the pipeline of a `tokenizer.json` does it, without its bookkeeping.
 
-    The pipeline keeps track of where every token came from, which nobody asks here. So the text is cut into words by one
-    regular expression, each word goes to the bare BPE model, and its tokens are kept: most words come again and again.
+    The pipeline of `tokenizers` keeps track of where every token came from, which nobody asks here. `tiktoken` does not,
+    and is handed the same vocabulary where it provably gives the same tokens (`_ranks`); elsewhere the pipeline is used.
 
     Args:
         text: The contents of a `tokenizer.json`.
@@ -80,53 +78,77 @@ class ByteBPE:
         if data["model"]["type"] != "BPE" or spelling.get("type") != "ByteLevel":
             raise ValueError("tokenizer.json is not a byte-level BPE")
         try:
-            whole = Tokenizer.from_str(json.dumps(data | {"truncation": None, "padding": None}))
+            self._whole = Tokenizer.from_str(json.dumps(data | {"truncation": None, "padding": None}))
         except Exception as error:  # tokenizers raises bare Exceptions
             raise ValueError(str(error)) from error
-        self.vocabulary: dict[str, int] = whole.get_vocab(with_added_tokens=True)
-        self._whole, self._model = whole, whole.model
-        self._plain = not (data["normalizer"] or data["added_tokens"] or spelling["add_prefix_space"])
+        self.vocabulary: dict[str, int] = self._whole.get_vocab(with_added_tokens=True)
+        plain = not (data["normalizer"] or data["added_tokens"] or spelling["add_prefix_space"])
+        self._ranks = _ranks(data["model"], self._whole.model) if plain else {}
         self._cut = spelling.get("use_regex", True)
-        self._words: dict[str, list[int]] = {}
-        self._pattern: re.Pattern[str] | None = None
-        self._spelt: dict[int, str] = {}
+        self._quick: Any = None
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether `tiktoken` does the work."""
+        return self._quick is not None
 
     def prepare(self, codes: int) -> None:
         """Get ready for texts of the characters below `codes`."""
-        self._spelt = {code: "".join(_SPELLING[byte] for byte in chr(code).encode()) for code in range(codes)}
-        if self._plain and self._cut:
-            self._pattern = _word_pattern(self._whole.pre_tokenizer, codes)
+        from tiktoken import Encoding
+
+        if self._ranks:
+            pattern = _word_pattern(self._whole.pre_tokenizer, codes) if self._cut else r"(?s:.+)"
+            self._quick = Encoding("fast", pat_str=pattern, mergeable_ranks=self._ranks, special_tokens={})
 
     def encode(self, text: str) -> list[int]:
-        """The tokens of a text."""
-        if not self._plain:
-            return self._whole.encode(text, add_special_tokens=False).ids
-        known = self._words
-        tokens: list[int] = []
-        for word in self._pattern.findall(text) if self._pattern else (text,):
-            found = known.get(word)
-            if found is None:
-                found = [token.id for token in self._model.tokenize(word.translate(self._spelt))]
-                if len(known) >= _MOST_WORDS:
-                    known.clear()
-                known[word] = found
-            tokens += found
+        """The tokens of a text of known characters."""
+        if self._quick is None:
+            return list(self._whole.encode(text, add_special_tokens=False).ids)
+        tokens: list[int] = self._quick.encode_ordinary(text)
         return tokens
 
 
-def _word_pattern(pre_tokenizer: Any, codes: int) -> re.Pattern[str]:
+def _ranks(model: dict[str, Any], bpe: Any) -> dict[bytes, int]:
+    """Bytes -> token for `tiktoken`, empty where it might give other tokens.
+
+    `tokenizers` joins a pair of tokens that is in the list of merges, the earliest one first; `tiktoken` joins any pair
+    whose bytes are a token, the smallest number first. They do the same if every token c comes from one merge, later merges
+    make larger numbers, and the text of c alone becomes c: where two neighbours have the bytes of c, nothing was joined
+    across their ends, so what happened between these is what happens to the text of c alone. That ends with the merge that
+    makes c, so the neighbours are its pair.
+    """
+    options = ("dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix", "fuse_unk")
+    if any(model.get(name) for name in (*options, "byte_fallback", "ignore_merges")):
+        return {}
+    vocabulary: dict[str, int] = model["vocab"]
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in model["merges"]]
+    made = ["".join(pair) for pair in pairs]
+    numbers = [vocabulary.get(token, -1) for token in made]
+    own = zip(made, numbers, strict=True)
+    if numbers != sorted(set(numbers)) or any([t.id for t in bpe.tokenize(c)] != [n] for c, n in own):
+        return {}
+    single = {bytes([byte]): vocabulary[spelt] for byte, spelt in _SPELLING.items() if spelt in vocabulary}
+    return single | {bytes_of_token(token): number for token, number in zip(made, numbers, strict=True)}
+
+
+def _word_pattern(pre_tokenizer: Any, codes: int) -> str:
     """The rule by which the pre-tokenizer cuts words (GPT-2's), its letters, digits and spaces found out by trying it."""
-    letters, digits, spaces = "", "", ""
+    letters, digits, spaces = [], [], []
     for code in range(codes):
         character = chr(code)
         if len(pre_tokenizer.pre_tokenize_str("a" + character)) == 1:
-            letters += character
+            letters.append(code)
         elif len(pre_tokenizer.pre_tokenize_str("1" + character)) == 1:
-            digits += character
+            digits.append(code)
         elif len(pre_tokenizer.pre_tokenize_str("!" + character)) > 1:
-            spaces += character
-    a, n, s = (re.escape(characters) or "a" for characters in (letters, digits, spaces))
-    return re.compile(f"'(?:[stmd]|re|ve|ll)| ?[{a}]+| ?[{n}]+| ?[^{s}{a}{n}]+|[{s}]+(?![^{s}])|[{s}]+")
+            spaces.append(code)
+    a, n, s = (_character_class(members) for members in (letters, digits, spaces))
+    return f"'(?:[stmd]|re|ve|ll)| ?[{a}]+| ?[{n}]+| ?[^{s}{a}{n}]+|[{s}]+(?![^{s}])|[{s}]+"
+
+
+def _character_class(codes: list[int]) -> str:
+    """The inside of [...] for some characters; for none, one that no text holds."""
+    return "".join(rf"\x{{{code:x}}}" for code in codes) or r"\x{10FFFF}"
 
 
 def train_bpe(texts: Iterable[str], codes: int, vocab_size: int) -> str:
