@@ -188,10 +188,7 @@ class InfoConfig:
 def _info(args: Sequence[str]) -> None:
     from vla_agents.info import print_info
 
-    words = [arg for arg in args if not arg.startswith("-")]
-    if len(args) == 1 and words:  # `vla-agents info runs/demo` reads better than --name
-        args = ["--name", words[0]]
-    print_info(parse(InfoConfig, args, "info").name)
+    print_info(parse(InfoConfig, _named(args), "info").name)
 
 
 def _robot(args: Sequence[str]) -> int:
@@ -204,6 +201,42 @@ def _check_starvla(args: Sequence[str]) -> int:
     from vla_agents.policies.starvla_check import CheckConfig, check_starvla
 
     return 0 if check_starvla(parse(CheckConfig, args, "check-starvla")) else 1
+
+
+@dataclass(frozen=True)
+class CheckPolicyConfig:
+    """Try out whether a checkpoint holds to what every policy must; one line per check."""
+
+    name: str
+    """A checkpoint folder, a run folder, or a hub id."""
+    device: str | None = None
+    """Where to put it; by default a GPU where there is one."""
+    samples: int = 4
+    """Random samples per batch."""
+
+
+def _check_policy(args: Sequence[str]) -> int:
+    from rich.console import Console
+
+    from vla_agents.errors import PolicyCheckError
+    from vla_agents.policies import check_policy
+    from vla_agents.policies.checkpoint import load_policy
+
+    config = parse(CheckPolicyConfig, _named(args), "check-policy")
+    policy = load_policy(config.name, device=config.device)
+    try:
+        report = check_policy(policy, samples=config.samples)
+    except PolicyCheckError as error:
+        Console(stderr=True).print(error, highlight=False, markup=False, soft_wrap=True)
+        report = error.report
+    Console().print(report, highlight=False, markup=False, soft_wrap=True)
+    return int(bool(report.failed))
+
+
+def _named(args: Sequence[str]) -> list[str]:
+    """`vla-agents info runs/demo` reads better than --name."""
+    first, *rest = args or [""]
+    return ["--name", first, *rest] if first and not first.startswith("-") else list(args)
 
 
 def _convert(args: Sequence[str]) -> None:
@@ -236,6 +269,7 @@ COMMANDS: dict[str, _Command] = {
         _check_starvla, "compare our numbers with StarVLA's on a folder of its inputs and outputs"
     ),
     "robot": _Command(_robot, "find, set up, calibrate, check and move a robot"),
+    "check-policy": _Command(_check_policy, "try out whether a checkpoint holds to what every policy must"),
     "info": _Command(_info, "say what a dataset, a checkpoint or an env is, or what is installed"),
 }
 

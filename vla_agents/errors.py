@@ -30,6 +30,7 @@ __all__ = [
     "MotorSilentError",
     "ObservationError",
     "PlanningError",
+    "PolicyCheckError",
     "PortBusyError",
     "PortNotFoundError",
     "PortPermissionError",
@@ -145,6 +146,23 @@ class CheckpointError(VlaAgentsError):
     def __init__(self, path: str | Path, problem: str, remedy: str = "") -> None:
         self.path = Path(path)
         super().__init__(f"{path}: {problem}", remedy)
+
+
+class PolicyCheckError(VlaAgentsError, AssertionError):
+    """A policy that does not hold to what every policy must (see `vla_agents.policies.check_policy`).
+
+    Attributes:
+        failed: Check -> (what is wrong, what to do about it).
+        report: The whole report.
+    """
+
+    def __init__(self, policy: str, failed: Mapping[str, tuple[str, str]], report: Any = None) -> None:
+        self.failed, self.report = dict(failed), report
+        listing = "\n".join(
+            f"  - {name}: {problem}" + (f"\n    -> {remedy}" if remedy else "")
+            for name, (problem, remedy) in self.failed.items()
+        )
+        super().__init__(f"{policy} fails {len(self.failed)} checks:\n{listing}")
 
 
 class TrainingError(VlaAgentsError, RuntimeError):
