@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla_agents.data import Episode, Step, atomic, create_dataset
+from vla_agents.data import Episode, Step, atomic, create_dataset, journal
 from vla_agents.embodiment import Camera, Embodiment, Part
 
 ACTION = (
@@ -127,6 +127,7 @@ def record_until_killed(
                 os._exit(9)
 
     atomic.hook = hook
+    journal.PERIOD = 1e9  # what its thread does comes at any moment, and cannot be counted
     notes = os.open(acknowledged, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     body = options.pop("body", ARM)
     writer = create_dataset(path, body, kind, **options)

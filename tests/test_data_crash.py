@@ -20,13 +20,12 @@ from data_examples import (
     ARM,
     assert_is_example,
     check_as_lerobot,
-    make_steps,
     read_acknowledged,
     record,
     record_until_killed,
 )
 
-from vla_agents.data import atomic, create_dataset, open_dataset
+from vla_agents.data import atomic, create_dataset, journal, open_dataset
 from vla_agents.data import video as video_module
 from vla_agents.embodiment import Camera, Embodiment
 from vla_agents.errors import DatasetNotFoundError, RecordingError
@@ -52,6 +51,12 @@ def folder(tmp_path: Path) -> Iterator[Path]:
     found = Path(tempfile.mkdtemp(dir=memory))
     yield found
     shutil.rmtree(found)
+
+
+@pytest.fixture(autouse=True)
+def no_journal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its thread writes at any moment, and cannot be counted; see test_data_repair.py."""
+    monkeypatch.setattr(journal, "PERIOD", 1e9)
 
 
 @pytest.fixture(params=CASES)
@@ -315,32 +320,6 @@ def test_a_parent_that_is_a_file(tmp_path: Path) -> None:
 
 
 # ---- other errors in the middle ----------------------------------------------------------------------------
-def test_a_slow_encoder_blocks_and_drops_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = video_module.VideoEncoder.add
-
-    def slow(self: Any, image: np.ndarray) -> None:
-        time.sleep(0.01)
-        original(self, image)
-
-    monkeypatch.setattr(video_module.VideoEncoder, "add", slow)
-    monkeypatch.setattr(video_module, "QUEUE", 2)
-    path = tmp_path / "set"
-    steps = make_steps(3, 40, LARGE)
-    with create_dataset(path, LARGE, durable=False) as writer:
-        writer.begin("fast")
-        started = time.monotonic()
-        for step in steps:
-            writer.add(step)
-        assert time.monotonic() - started > 0.3  # the queue was full, and add waited
-        writer.save()
-    assert check_as_lerobot(path) == 1
-    found = open_dataset(path).read(0)
-    for name in LARGE.camera_names:
-        assert len(found.images[name]) == 40
-        for k, step in enumerate(steps):
-            assert np.abs(found.images[name][k].astype(int) - step.images[name]).mean() < 3
-
-
 @pytest.mark.parametrize("body", [ARM, LARGE], ids=["small", "threads"])
 def test_an_encoder_that_fails(body: Embodiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     case: Case = ("lerobot", body, {})

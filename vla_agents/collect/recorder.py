@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 
 from vla_agents.agent import Observation
 from vla_agents.data.episode import EpisodeWriter, Step
+from vla_agents.errors import RecordingError
 from vla_agents.rollout import EpisodeResult, Listener, StepEvent
 
 logger = logging.getLogger(__name__)
@@ -27,6 +29,7 @@ class _Tape:
     metadata: dict[str, Any]
     steps: list[Step] = field(default_factory=list)
     judged: bool = False
+    lost: bool = False  # the disk refused it
     result: EpisodeResult | None = None
 
 
@@ -48,6 +51,8 @@ class Recorder(Listener):
         slots: Number of slots of the env.
         metadata: Facts stored with every episode, beside its seed and the plain values of the reset's info.
         on_saved: Called with the index of each saved episode.
+        on_error: Called when the disk refuses an episode, which is then dropped (`failed` counts them) while the
+            rollout goes on: a robot is not stopped in mid-air by a full disk. None: the error ends the rollout.
     """
 
     def __init__(
@@ -59,14 +64,16 @@ class Recorder(Listener):
         slots: int = 1,
         metadata: dict[str, Any] | None = None,
         on_saved: Callable[[int], None] | None = None,
+        on_error: Callable[[RecordingError], None] | None = None,
     ) -> None:
         self.saved = 0
         self.ended = 0
         self.succeeded = 0
         self.steps = 0  # of the saved episodes
         self.failed_in_a_row = 0
+        self.failed = 0  # episodes the disk refused
         self._writer, self._only_success, self.limit = writer, only_success, limit
-        self._metadata, self._on_saved = dict(metadata or {}), on_saved
+        self._metadata, self._on_saved, self._on_error = dict(metadata or {}), on_saved, on_error
         self._streaming = slots == 1
         self._line: deque[_Tape] = deque()  # in the order of the seeds
         self._of_slot: dict[int, _Tape] = {}
@@ -80,7 +87,8 @@ class Recorder(Listener):
         self._line.append(tape)
         self._of_slot[slot] = tape
         if self._streaming:
-            self._writer.begin(tape.instruction, tape.metadata)
+            with self._told(tape):
+                self._writer.begin(tape.instruction, tape.metadata)
 
     def on_step(self, slot: int, step: StepEvent) -> None:
         """Record a tick."""
@@ -100,7 +108,9 @@ class Recorder(Listener):
             commanded=commanded,
         )
         if self._streaming:
-            self._writer.add(tick)
+            if not tape.lost:
+                with self._told(tape):
+                    self._writer.add(tick)
         else:
             tape.steps.append(tick)
 
@@ -134,15 +144,34 @@ class Recorder(Listener):
             if self._streaming:
                 self._writer.discard()
             return
-        if not self._streaming:
-            self._writer.begin(tape.instruction, tape.metadata)
-            for step in tape.steps:
-                self._writer.add(step)
-        index = self._writer.save(result.success if tape.judged else None)
+        if tape.lost:
+            return
+        with self._told(tape):
+            if not self._streaming:
+                self._writer.begin(tape.instruction, tape.metadata)
+                for step in tape.steps:
+                    self._writer.add(step)
+            index = self._writer.save(result.success if tape.judged else None)
+        if tape.lost:
+            return
         self.saved += 1
         self.steps += result.steps
         if self._on_saved is not None:
             self._on_saved(index)
+
+    @contextlib.contextmanager
+    def _told(self, tape: _Tape) -> Iterator[None]:
+        """Where somebody wants to be told of errors, they cost the episode and nothing else."""
+        try:
+            yield
+        except RecordingError as error:
+            if self._on_error is None:
+                raise
+            tape.lost = True
+            self.failed += 1
+            with contextlib.suppress(OSError):
+                self._writer.discard()
+            self._on_error(error)
 
 
 def _actions(step: StepEvent) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import os
 import shutil
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -42,6 +43,7 @@ class TempFile:
         self.path = path
         self.durable = durable
         self.error: OSError | None = None  # what `write` raised
+        self.crc = 0  # CRC-32 of what was written since somebody set it to 0
         self._file = open(path, "wb", buffering=0)  # noqa: SIM115 - closed by finish or abandon
 
     def write(self, data: bytes) -> int:
@@ -57,6 +59,7 @@ class TempFile:
         except OSError as error:
             self.error = error
             raise
+        self.crc = zlib.crc32(data, self.crc)
         return written
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -67,6 +70,12 @@ class TempFile:
         """As of a file."""
         return 0 if self._file.closed else self._file.tell()
 
+    def sync(self) -> None:
+        """Bring what is there to the disk while the file is written, from another thread; nothing where it is closed."""
+        with contextlib.suppress(ValueError):  # closed in between
+            hook("fsync", self.path)
+            os.fdatasync(self._file.fileno())
+
     def finish(self) -> None:
         """Bring the bytes to the disk (where `durable`) and close."""
         if self.durable:
@@ -74,9 +83,13 @@ class TempFile:
             os.fsync(self._file.fileno())
         self._file.close()
 
+    def close(self) -> None:
+        """Close; what is written afterwards is lost."""
+        self._file.close()
+
     def abandon(self) -> None:
         """Close and delete."""
-        self._file.close()
+        self.close()
         self.path.unlink(missing_ok=True)
 
 

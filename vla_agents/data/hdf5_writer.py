@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 import numpy as np
 
 from vla_agents.data import atomic
 from vla_agents.data.episode import Step, stacked_or_none
 from vla_agents.data.hdf5 import DATASET, FLAGS, FORMAT, VERSION, Hdf5Reader, episode_file
-from vla_agents.data.recorder import StepWriter, json_text
+from vla_agents.data.journal import CameraLog
+from vla_agents.data.numbers import json_text
+from vla_agents.data.recorder import StepWriter
+from vla_agents.data.status import WriterOptions
 from vla_agents.embodiment import Camera, Embodiment
 from vla_agents.errors import ConfigError, UnknownNameError
 
@@ -28,10 +32,8 @@ class Hdf5Writer(StepWriter):
         path: The dataset's folder; made where missing.
         embodiment: What the numbers and pixels mean.
         fps: Nominal rate; the embodiment's `control_hz` by default.
-        resume: Append to the dataset that is there (or start one).
         compression: Of the pictures: `"gzip"` (level 1) or `"none"`.
-        durable: Whether a saved episode also survives a power cut (fsync), not only `kill -9`.
-        metadata: Facts stored with every episode.
+        options: `resume`, `durable`, `metadata`, ... (see `StepWriter`).
     """
 
     marker = DATASET
@@ -42,10 +44,8 @@ class Hdf5Writer(StepWriter):
         embodiment: Embodiment,
         *,
         fps: float | None = None,
-        resume: bool = False,
         compression: str = "gzip",
-        durable: bool = True,
-        metadata: dict[str, Any] | None = None,
+        **options: Unpack[WriterOptions],
     ) -> None:
         if compression not in ("gzip", "none"):
             raise UnknownNameError("compression", compression, ("gzip", "none"))
@@ -61,7 +61,7 @@ class Hdf5Writer(StepWriter):
         self._file: h5py.File | None = None
         self._numbers: list[Step] = []
         self._waiting: dict[str, list[np.ndarray]] = {}
-        super().__init__(path, embodiment, resume=resume, durable=durable, metadata=metadata)
+        super().__init__(path, embodiment, **options)
 
     def __len__(self) -> int:
         return self._episodes
@@ -102,25 +102,47 @@ class Hdf5Writer(StepWriter):
                 (0, *shape),
                 np.uint8,
                 maxshape=(None, *shape),
-                chunks=(_frames_per_block(camera), *shape),
+                chunks=(self._block(camera), *shape),
                 **self._compression,
             )
+        self._logs = {
+            camera.name: CameraLog(self._journal, number)
+            for number, camera in enumerate(self.embodiment.cameras)
+        }
 
     def _append(self, images: dict[str, np.ndarray], numbers: Step) -> None:
         self._numbers.append(numbers)
         for camera in self.embodiment.cameras:
             waiting = self._waiting[camera.name]
             waiting.append(images[camera.name].copy())
-            if len(waiting) == _frames_per_block(camera):
+            if len(waiting) == self._block(camera):
                 self._flush(camera.name)
 
     def _flush(self, camera: str) -> None:
+        """Write the pictures that wait; a whole block is compressed once, for the file and for the journal."""
         assert self._file is not None
         frames, self._waiting[camera] = self._waiting[camera], []
-        if frames:
-            dataset = self._file[f"images/{camera}"]
-            dataset.resize(dataset.shape[0] + len(frames), axis=0)
-            dataset[-len(frames) :] = np.stack(frames)
+        if not frames:
+            return
+        dataset = self._file[f"images/{camera}"]
+        start = dataset.shape[0]
+        dataset.resize(start + len(frames), axis=0)
+        if len(frames) < dataset.chunks[0]:
+            dataset[start:] = np.stack(frames)
+            return
+        content = np.stack(frames).tobytes()
+        compressed = zlib.compress(content, 1 if self._compression else 0)
+        dataset.id.write_direct_chunk((start, 0, 0, 0), compressed if self._compression else content)
+        if self._repairable:
+            self._logs[camera].block(len(frames), compressed)
+
+    def _block(self, camera: Camera) -> int:
+        """Pictures compressed together: few enough that not half a second is lost when the process dies."""
+        size = camera.height * camera.width * 3
+        return max(1, min(16, int(self.fps / 2), _BLOCK // size))
+
+    def _options(self) -> dict[str, Any]:
+        return {"format": "hdf5", "fps": self.fps, "compression": "gzip" if self._compression else "none"}
 
     def _finish(self, success: bool | None) -> int:
         assert self._file is not None
@@ -152,10 +174,6 @@ class Hdf5Writer(StepWriter):
         file, self._file = self._file, None
         if file is not None:
             file.close()
-
-
-def _frames_per_block(camera: Camera) -> int:
-    return max(1, min(16, _BLOCK // (camera.height * camera.width * 3)))
 
 
 def _stacked(embodiment: Embodiment, steps: list[Step]) -> dict[str, np.ndarray]:

@@ -10,22 +10,27 @@ What is beyond the count is ignored by readers (also by LeRobot, which counts li
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 import pyarrow as pa
 
 from vla_agents.data import atomic, lerobot
 from vla_agents.data.episode import Step
+from vla_agents.data.journal import CameraLog
 from vla_agents.data.lerobot_embodiment import load_embodiment
 from vla_agents.data.lerobot_features import make_features
 from vla_agents.data.lerobot_index import read_index
 from vla_agents.data.lerobot_info import Info
 from vla_agents.data.lerobot_rows import EpisodeRows, to_parquet
 from vla_agents.data.lerobot_stats import Statistics, Total, sample_pixels
-from vla_agents.data.recorder import StepWriter, json_text
-from vla_agents.data.video import EncoderThread, VideoEncoder, VideoSettings
+from vla_agents.data.numbers import json_text
+from vla_agents.data.recorder import ReadableErrors, StepWriter
+from vla_agents.data.status import Late, WriterOptions
+from vla_agents.data.streaming import EncoderThread, PictureSink
+from vla_agents.data.video import VideoEncoder, VideoSettings
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, DatasetError
 
@@ -38,13 +43,11 @@ class LeRobotWriter(StepWriter):
         embodiment: What the numbers and pixels mean; stored in meta/embodiment.json.
         fps: Nominal rate, a whole number; the embodiment's `control_hz` by default.
         robot_type: LeRobot's field of that name; the embodiment's name by default.
-        resume: Append to the dataset that is there (or start one).
         codec: `"h264"` or `"av1"`.
         crf: Quality; lower is closer to the original (see docs/data.md for measured errors).
         preset: The encoder's speed; None for a fast one.
         pix_fmt: `"yuv420p"`, `"yuv444p"`, or None to choose by size (see `VideoSettings`).
-        durable: Whether a saved episode also survives a power cut (fsync), not only `kill -9`.
-        metadata: Facts stored with every episode.
+        options: `resume`, `durable`, `metadata`, `late_frames`, ... (see `StepWriter`).
     """
 
     marker = lerobot.INFO
@@ -56,13 +59,11 @@ class LeRobotWriter(StepWriter):
         *,
         fps: int | None = None,
         robot_type: str | None = None,
-        resume: bool = False,
         codec: str = "h264",
         crf: int = 18,
         preset: str | None = None,
         pix_fmt: str | None = None,
-        durable: bool = True,
-        metadata: dict[str, Any] | None = None,
+        **options: Unpack[WriterOptions],
     ) -> None:
         rate = embodiment.control_hz if fps is None else fps
         if rate != int(rate) or rate < 1:
@@ -87,10 +88,12 @@ class LeRobotWriter(StepWriter):
         self._episodes = self._frames = 0
         self._total = Total.empty(self._statistics.size)
         self._rows: pa.Table | None = None  # rows of the last file of meta/episodes
-        self._encoders: dict[str, VideoEncoder | EncoderThread] = {}
+        self._encoders: dict[str, PictureSink] = {}
+        self._made_with = {"crf": crf, "preset": preset, "codec": codec, "pix_fmt": pix_fmt}
+        self._growing: list[atomic.TempFile] = []
         self._numbers: list[Step] = []
         self._pixels: dict[str, list[np.ndarray]] = {}
-        super().__init__(path, embodiment, resume=resume, durable=durable, metadata=metadata)
+        super().__init__(path, embodiment, **options)
 
     def __len__(self) -> int:
         return self._episodes
@@ -210,14 +213,55 @@ class LeRobotWriter(StepWriter):
     def _start(self) -> None:
         self._numbers = []
         self._pixels = {name: [] for name in self._settings}
-        for name, settings in self._settings.items():
-            if settings.small:
-                self._encoders[name] = VideoEncoder(settings)
-            else:
-                temporary = self.path / atomic.TEMPORARY / f"{name}.mp4"
-                self._encoders[name] = EncoderThread(
-                    settings, atomic.TempFile(temporary, durable=self.durable)
-                )
+        self._growing = []
+        for number, (name, settings) in enumerate(self._settings.items()):
+            log = CameraLog(self._journal, number) if self._repairable else None
+            if settings.small and not self._repeat:
+                self._encoders[name] = VideoEncoder(settings, None, log)
+                continue
+            target = None
+            if not settings.small:
+                target = atomic.TempFile(self._video_path(name), durable=self.durable)
+                self._growing.append(target)
+            self._encoders[name] = EncoderThread(
+                settings, target, log, repeat=self._repeat, on_error=self._fail
+            )
+
+    def use_videos(self, make: Callable[[int, VideoSettings, atomic.TempFile | None], PictureSink]) -> None:
+        """Take videos that are there already in place of encoding; for an episode without steps so far.
+
+        Args:
+            make: Called with the camera's number, its settings and where the mp4 goes (None: into memory).
+        """
+        with ReadableErrors(self, "copying videos"):
+            for number, (name, settings) in enumerate(self._settings.items()):
+                self._encoders.pop(name).abandon()
+                target = None
+                if not settings.small:
+                    target = atomic.TempFile(self._video_path(name), durable=self.durable)
+                self._encoders[name] = make(number, settings, target)
+            self._lateness.begin({})
+
+    def _video_path(self, camera: str) -> Path:
+        return self.path / atomic.TEMPORARY / f"{camera}.mp4"
+
+    def _options(self) -> dict[str, Any]:
+        return {"format": "lerobot", "fps": self.fps, "robot_type": self._robot_type, **self._made_with}
+
+    def _threads(self) -> dict[str, EncoderThread]:
+        return {name: e for name, e in self._encoders.items() if isinstance(e, EncoderThread)}
+
+    def _extradata(self) -> dict[str, bytes]:
+        return {name: encoder.extradata for name, encoder in self._encoders.items()}
+
+    def _files(self) -> list[atomic.TempFile]:
+        return self._growing
+
+    def _late(self) -> dict[str, Late]:
+        return {name: thread.late for name, thread in self._threads().items()}
+
+    def _in_line(self) -> int:
+        return sum(thread.waiting for thread in self._threads().values())
 
     def _append(self, images: dict[str, np.ndarray], numbers: Step) -> None:
         if numbers.commanded is not None and lerobot.COMMANDED not in self._columns:
@@ -227,13 +271,15 @@ class LeRobotWriter(StepWriter):
                 "record into a new folder",
             )
         for name, encoder in self._encoders.items():
-            encoder.add(images[name])
+            numbers.repeated |= encoder.add(images[name])
             self._pixels[name].append(sample_pixels(images[name]))
         self._numbers.append(numbers)
 
     def _finish(self, success: bool | None) -> int:
         assert self._instruction is not None
         index, length = self._episodes, self._steps
+        for thread in self._threads().values():
+            thread.close()
         encoded = {name: encoder.finish() for name, encoder in self._encoders.items()}
         for name, encoder in self._encoders.items():
             if encoder.frames != length:
@@ -263,7 +309,7 @@ class LeRobotWriter(StepWriter):
                 if self._settings[name].small:
                     transaction.write(target, content)
                 else:
-                    transaction.stage(target, self.path / atomic.TEMPORARY / f"{name}.mp4")
+                    transaction.stage(target, self._video_path(name))
             transaction.write(data, to_parquet(episode.data(vectors).select(self._columns)))
             if tasks is not self._tasks:
                 transaction.write(self.path / lerobot.TASKS, to_parquet(lerobot.tasks_table(tasks)))

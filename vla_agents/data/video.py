@@ -1,18 +1,11 @@
-"""Pictures to h264 (or av1), through PyAV.
-
-Small pictures are encoded on the spot, into memory; larger ones in a thread per camera, straight to a file. A
-full queue blocks and never drops, so that rows and frames cannot drift apart.
-"""
+"""Pictures to h264 (or av1), through PyAV; one by one, so that a video is complete as soon as its last picture is there."""
 
 from __future__ import annotations
 
 import contextlib
 import io
-import queue
-import threading
-from collections.abc import Callable
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -24,9 +17,8 @@ if TYPE_CHECKING:
     import av
 
 CODECS = {"h264": "libx264", "av1": "libsvtav1"}
-PRESETS = {"h264": "superfast", "av1": "10"}
+PRESETS = {"h264": "ultrafast", "av1": "10"}
 SMALL = 128 * 128  # pixels; up to here a thread costs more than it gives
-QUEUE = 30  # frames that may wait per camera
 
 
 class VideoSettings:
@@ -66,19 +58,27 @@ class VideoSettings:
                 "use codec='h264' with pix_fmt='yuv444p', or an even size",
             )
         self.height, self.width, self.fps, self.codec, self.crf = height, width, fps, codec, crf
-        self.pix_fmt, self.preset, self.small, self.g = pix_fmt, preset or PRESETS[codec], small, 2
+        self.pix_fmt, self.small, self.g = pix_fmt, small, 2
+        self.preset = preset or ("superfast" if small and codec == "h264" else PRESETS[codec])
 
     def options(self) -> dict[str, str]:
         """The encoder's options."""
         options = {"crf": str(self.crf), "preset": self.preset, "g": str(self.g)}
         if self.codec == "h264":
-            options["bf"] = "0"
+            options |= {
+                "bf": "0",
+                "tune": "zerolatency",
+            }  # no picture waits in the encoder: it could be lost there
             if (
                 self.small
             ):  # a search over a few pixels suffices, and its tables are most of the set-up's cost
                 options["x264-params"] = "subme=0:merange=4:trellis=0"
+            elif (
+                self.preset == "ultrafast"
+            ):  # smaller and no worse than superfast, for two thirds of its time
+                options["x264-params"] = "cabac=1"
         else:
-            options["svtav1-params"] = "lp=1"
+            options["svtav1-params"] = "lp=1:pred-struct=1"  # low delay
         return options
 
     def info(self) -> dict[str, Any]:
@@ -98,26 +98,40 @@ class VideoSettings:
         }
 
 
+class PacketLog(Protocol):
+    """Is told of each compressed picture, so that a video that was cut short can be put together again."""
+
+    def inline(self, content: bytes) -> None:
+        """A compressed picture of a video that is kept in memory."""
+
+    def in_file(self, offset: int, size: int, crc: int) -> None:
+        """A compressed picture that is in the file now."""
+
+
 class VideoEncoder:
     """Encodes pictures one by one into an mp4.
 
     Args:
         settings: Size, rate and codec.
         target: Where the mp4 goes; None keeps it in memory.
+        log: Is told of each compressed picture, once it is where it belongs.
     """
 
-    def __init__(self, settings: VideoSettings, target: TempFile | None = None) -> None:
+    def __init__(
+        self, settings: VideoSettings, target: TempFile | None = None, log: PacketLog | None = None
+    ) -> None:
         import av
         from av.video.reformatter import VideoReformatter
 
         self.frames = 0
         self._packets = 0
-        self._settings = settings
-        self._target = target
+        self._settings, self._target, self._log = settings, target, log
         self._memory = io.BytesIO()
         self._frame = av.VideoFrame
         self._reformatter, self._single = VideoReformatter(), single_thread()
-        self._container = av.open(target or self._memory, "w", format="mp4")
+        # A file gets each picture at once: what the muxer keeps back is lost when the process dies.
+        options = {} if target is None else {"flush_packets": "1"}
+        self._container = av.open(target or self._memory, "w", format="mp4", options=options)
         stream: Any = self._container.add_stream(
             CODECS[settings.codec], rate=settings.fps, options=settings.options()
         )
@@ -125,15 +139,24 @@ class VideoEncoder:
         stream.codec_context.thread_count = 1
         stream.codec_context.time_base = Fraction(1, settings.fps)
         self._stream = stream
+        if log is not None:
+            self._container.start_encoding()
 
-    def add(self, image: np.ndarray) -> None:
-        """Encode one picture, uint8 (H, W, 3)."""
-        frame = self._frame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
+    @property
+    def extradata(self) -> bytes:
+        """What a decoder must know beforehand (h264: the parameter sets)."""
+        return self._stream.codec_context.extradata or b""
+
+    def add(self, image: np.ndarray, times: int = 1) -> bool:
+        """Encode one picture, uint8 (H, W, 3), as so many frames; False, because no other is shown in its place."""
+        frame = self._frame.from_numpy_buffer(np.ascontiguousarray(image), format="rgb24")
         frame = self._reformatter.reformat(frame, format=self._settings.pix_fmt, **self._single)
-        frame.pts = self.frames
         frame.time_base = Fraction(1, self._settings.fps)
-        self._mux(self._stream.encode(frame))
-        self.frames += 1
+        for _ in range(times):
+            frame.pts = self.frames
+            self._mux(self._stream.encode(frame))
+            self.frames += 1
+        return False
 
     def finish(self) -> bytes:
         """Complete the mp4; returns it where it is kept in memory."""
@@ -147,73 +170,29 @@ class VideoEncoder:
 
     def abandon(self) -> None:
         """Stop and delete what was written."""
+        if self._target is not None:
+            self._target.path.unlink(missing_ok=True)
+        self.stop()
+
+    def stop(self) -> None:
+        """Let go of the file, as it is."""
         import av
 
         if self._target is not None:
-            self._target.abandon()
+            self._target.close()
         with contextlib.suppress(av.FFmpegError):  # it has nowhere to write the end to, and needs not
             self._container.close()
 
     def _mux(self, packets: list[av.Packet]) -> None:
         for packet in packets:
-            self._container.mux(packet)
             self._packets += 1
-
-
-class EncoderThread:
-    """A `VideoEncoder` in a thread of its own; `add` blocks while the queue is full.
-
-    Args:
-        settings: Size, rate and codec.
-        target: Where the mp4 goes.
-    """
-
-    def __init__(self, settings: VideoSettings, target: TempFile) -> None:
-        self._target = target
-        self._queue: queue.Queue[np.ndarray | None] = queue.Queue(QUEUE)
-        self._error: BaseException | None = None
-        self._abandoned = False
-        self._encoder = VideoEncoder(settings, target)
-        self._thread = threading.Thread(target=self._run, name=f"encode {target.path.name}", daemon=True)
-        self._thread.start()
-
-    @property
-    def frames(self) -> int:
-        """Frames encoded so far."""
-        return self._encoder.frames
-
-    def add(self, image: np.ndarray) -> None:
-        """Hand over one picture, uint8 (H, W, 3), which is copied."""
-        self._raise()
-        self._queue.put(image.copy())
-
-    def finish(self) -> bytes:
-        """Wait until all is encoded and the file complete."""
-        self._queue.put(None)
-        self._thread.join()
-        self._raise()
-        return b""
-
-    def abandon(self) -> None:
-        """Stop without finishing."""
-        self._abandoned = True
-        self._queue.put(None)
-        self._thread.join()
-        self._encoder.abandon()
-
-    def _raise(self) -> None:
-        if self._error is not None:
-            raise self._error
-
-    def _run(self) -> None:
-        while (image := self._queue.get()) is not None:
-            self._try(self._encoder.add, image)
-        self._try(self._encoder.finish)
-
-    def _try(self, call: Callable[..., object], *arguments: np.ndarray) -> None:
-        """Unless something went wrong before; an error is handed to the recording thread by `_raise`."""
-        if self._error is None and not self._abandoned:
-            try:
-                call(*arguments)
-            except BaseException as error:
-                self._error = self._target.error or error  # the disk's own, not what the muxer makes of it
+            if self._log is None:
+                self._container.mux(packet)
+            elif self._target is None:
+                content = bytes(packet)
+                self._container.mux(packet)
+                self._log.inline(content)
+            else:
+                start, self._target.crc = self._target.tell(), 0
+                self._container.mux(packet)
+                self._log.in_file(start, self._target.tell() - start, self._target.crc)
