@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -123,6 +124,8 @@ class VideoEncoder:
         import av
         from av.video.reformatter import VideoReformatter
 
+        if settings.codec == "av1":
+            os.environ.setdefault("SVT_LOG", "1")  # errors only; by default it tells its life
         self.frames = 0
         self._packets = 0
         self._settings, self._target, self._log = settings, target, log
