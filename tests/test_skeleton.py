@@ -31,7 +31,7 @@ EXTRAS = {
 FLOORS = (
     "errors embodiment rotations transforms relative normalize chunking registry config versions",
     "policies data envs robots",
-    "agent slots rollout arguments progress",
+    "agent async_agent slots rollout arguments progress",
     "train collect eval serving",
 )
 NEVER = {

@@ -217,6 +217,38 @@ class PolicyAgent(Agent):
             )
         return actions[0] if count is None else actions
 
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk."""
+        return self.policy.horizon
+
+    @property
+    def default_execute(self) -> int:
+        """How many actions of a chunk are carried out, where nothing else is said."""
+        return self.policy.default_execute
+
+    @property
+    def continues(self) -> bool:
+        """Whether `plan` takes a prefix."""
+        return bool(getattr(self.policy, "continues", False))
+
+    def plan(self, obs: Observation, prefix: np.ndarray | None = None, committed: int = 0) -> np.ndarray:
+        """A whole chunk (H, D) in the env's units for one observation, past the chunker.
+
+        Args:
+            obs: A single one, checked already.
+            prefix: (P, D): the actions from this observation on that are known already, in the env's units.
+            committed: How many of those will be carried out for sure.
+        """
+        state = obs.get("state")
+        seen, generators = [self.transform.observation(obs)], [self._generator(0)]
+        if prefix is None:
+            (chunk,) = self.policy.plan(seen, generators)
+        else:
+            known = self.transform.chunk(prefix, state)
+            (chunk,) = self.policy.plan(seen, generators, prefix=known[None], committed=committed)
+        return self.transform.inverse_chunk(chunk, state)
+
     def _drop_chunks_of_changed_instructions(self, now: list[str]) -> None:
         for slot, (old, new) in enumerate(zip(self._last_instructions, now, strict=False)):
             if old != new:
@@ -231,9 +263,11 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         path: Checkpoint folder, a run folder (its `best`, else its `last` checkpoint is taken), or a hub id.
         env: Where given, the env's embodiment is compared with the checkpoint's, and a mismatch refused.
         **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or
-            `"cosine"`), `transforms`, `chunker`, `embodiment` (the env's); see `docs/agents.md`. For a StarVLA checkpoint
-            also what its files do not say: the fields of `StarVLAOptions` (`vlm`, `unnormalization`, `final_norm`, ...)
-            and `policy_embodiment` (what its observations and actions mean); see `docs/starvla.md`.
+            `"cosine"`), `transforms`, `chunker`, `embodiment` (the env's); `asynchronous` (plan in a thread while the
+            last chunk plays), and with it `when_late` (`"hold"` or `"slow"`) and `continue_chunks`; see
+            `docs/agents.md`. For a StarVLA checkpoint also what its files do not say: the fields of `StarVLAOptions`
+            (`vlm`, `unnormalization`, `final_norm`, ...) and `policy_embodiment` (what its observations and actions
+            mean); see `docs/starvla.md`.
 
     Raises:
         CheckpointError: Missing, incomplete or damaged.
@@ -251,6 +285,7 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         raise ConfigError(
             f"execute={execute} and ensemble={ensemble!r} exclude each other", "an ensemble plans every tick"
         )
+    asynchronous = _asynchronous(overrides)
     policy = load_policy(path, device=overrides.get("device"), merge_lora=True, **starvla)
     chunker = overrides.get("chunker") or make_chunker(
         policy.default_execute if execute is None else execute, policy.horizon, ensemble
@@ -262,10 +297,30 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     agent = PolicyAgent(policy, chunker=chunker, transforms=transforms, embodiment=body)
     if env is not None:
         agent.embodiment.require(embodiment_of(env), ours=f"checkpoint {path}", theirs="env")
-    return agent
+    if asynchronous is None:
+        return agent
+    from vla_agents.async_agent import asynchronous_for
+
+    return asynchronous_for(agent, env, execute=execute, **asynchronous)
 
 
-_AGENT_OPTIONS = frozenset({"device", "execute", "ensemble", "transforms", "chunker", "embodiment"})
+def _asynchronous(overrides: dict[str, Any]) -> dict[str, Any] | None:
+    """Options of the asynchronous agent, None where a synchronous one is asked for."""
+    given: dict[str, Any] = {k: overrides[k] for k in ("when_late", "continue_chunks") if k in overrides}
+    if not overrides.get("asynchronous", False):
+        if given:
+            raise ConfigError(f"{sorted(given)} belong to asynchronous planning", "add asynchronous=True")
+        return None
+    for key in ("ensemble", "chunker"):
+        if overrides.get(key) is not None:
+            raise ConfigError(f"asynchronous planning does its own chunking: {key} does not go with it")
+    return given
+
+
+_AGENT_OPTIONS = frozenset(
+    {"device", "execute", "ensemble", "transforms", "chunker", "embodiment"}
+    | {"asynchronous", "when_late", "continue_chunks"}
+)
 
 
 # ---- observations -----------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from collections import deque
 
 import numpy as np
 
+from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, UnknownNameError
 
 
@@ -148,6 +149,59 @@ class CosineEnsemble(_Ensemble):
         newest = predictions[-1]
         norms = np.linalg.norm(predictions, axis=1) * np.linalg.norm(newest) + 1e-7
         return np.exp(self.alpha * (predictions @ newest) / norms)
+
+
+class ActionUnits:
+    """What can be done with an action, given what its numbers mean: stretch it, hold still.
+
+    Args:
+        embodiment: Whose actions.
+    """
+
+    def __init__(self, embodiment: Embodiment) -> None:
+        kinds = [part.kind for part in embodiment.action for _ in range(part.size)]
+        self._moves = np.array([kind.startswith("delta_") or kind == "joint_velocity" for kind in kinds])
+        self._smooth = np.array([kind in ("xyz", "joint_position", "gripper_position") for kind in kinds])
+        self._embodiment = embodiment
+
+    def between(self, actions: np.ndarray, index: float, pace: float = 1.0) -> np.ndarray:
+        """The action (D,) of a chunk (H, D) at a fractional index, played at a share of its pace.
+
+        Positions and joints are interpolated, deltas and velocities are scaled, everything else (grippers,
+        orientations) is that of the nearest action.
+        """
+        first = min(int(index), len(actions) - 1)
+        after = actions[min(first + 1, len(actions) - 1)]
+        nearest = actions[min(round(index), len(actions) - 1)]
+        between = actions[first] + (index - first) * (after - actions[first])
+        return np.where(self._moves, pace * actions[first], np.where(self._smooth, between, nearest))
+
+    def hold(self, last: np.ndarray | None, state: np.ndarray | None) -> np.ndarray | None:
+        """The action (D,) that leaves the body where it is: no delta, and the last value of everything else.
+
+        Before the first action, the part of the state (S,) with the same name, kind and size stands in; a gripper
+        is open. None where nothing tells.
+        """
+        if last is not None:
+            return np.where(self._moves, 0.0, last).astype(np.float32)
+        held = np.zeros(len(self._moves), np.float32)
+        places = self._embodiment.state_slices()
+        for part, (name, place) in zip(
+            self._embodiment.action, self._embodiment.action_slices().items(), strict=True
+        ):
+            twin = next((p for p in self._embodiment.state if (p.name, p.kind) == (name, part.kind)), None)
+            if self._moves[place].all():
+                continue
+            if twin is not None and twin.size == part.size and state is not None:
+                held[place] = np.asarray(state)[places[name]]
+            elif part.kind in _OPEN:
+                held[place] = _OPEN[part.kind]
+            else:
+                return None
+        return held
+
+
+_OPEN = {"gripper_open_01": 1.0, "gripper_close_01": 0.0, "gripper_close_pm1": -1.0, "gripper_open_pm1": 1.0}
 
 
 def make_chunker(execute: int, horizon: int, ensemble: str | None = None) -> Chunker:

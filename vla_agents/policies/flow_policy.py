@@ -78,6 +78,7 @@ class FlowPolicy(Policy):
     """
 
     clamp_time = False
+    continues = True
     needs = frozenset({LAYERS})
 
     def __init__(
@@ -199,6 +200,13 @@ class FlowPolicy(Policy):
     def sample_action(self, batch: Batch, generators: Sequence[torch.Generator | None]) -> Tensor:
         """See `Policy.sample_action`."""
         return self.predict_action(batch, noise=self.draw_noise(len(batch), generators))
+
+    def continue_action(
+        self, batch: Batch, generators: Sequence[torch.Generator | None], prefix: Tensor, committed: int
+    ) -> Tensor:
+        """Real-time chunking; see `predict_action`."""
+        noise = self.draw_noise(len(batch), generators)
+        return self.predict_action(batch, prefix.to(noise), committed=committed, noise=noise)
 
     def predict_action(
         self,

@@ -105,7 +105,12 @@ class Policy(nn.Module):
         normalizers: `"state"` (where there is one) and `"action"`.
         horizon: H, actions per chunk.
         default_execute: How many of them a receding-horizon chunker carries out by default.
+
+    Attributes:
+        continues: Whether chunks can go on from a prefix (real-time chunking).
     """
+
+    continues = False
 
     needs: ClassVar[frozenset[str]] = frozenset()
     backbone: Backbone
@@ -170,15 +175,29 @@ class Policy(nn.Module):
         self,
         observations: Sequence[Mapping[str, Any]],
         generators: Sequence[torch.Generator | None] = (),
+        prefix: np.ndarray | None = None,
+        committed: int = 0,
     ) -> np.ndarray:
         """Chunks for single observations, float32 (n, H, D): what `PolicyAgent` calls.
 
         Args:
             observations: n of them.
             generators: One for each, which a policy that samples draws from; None: the policy's own.
+            prefix: (n, P, D) first actions that are known already, where the policy `continues` chunks.
+            committed: How many of those will be carried out for sure.
         """
         batch = Batch.from_observations(observations, self.embodiment).to(self.device)
-        return self.sample_action(batch, generators or [None] * len(batch)).float().cpu().numpy()
+        generators = generators or [None] * len(batch)
+        if prefix is None:
+            return self.sample_action(batch, generators).float().cpu().numpy()
+        known = torch.from_numpy(np.asarray(prefix, np.float32))
+        return self.continue_action(batch, generators, known, committed).float().cpu().numpy()
+
+    def continue_action(
+        self, batch: Batch, generators: Sequence[torch.Generator | None], prefix: Tensor, committed: int
+    ) -> Tensor:
+        """`sample_action` from a prefix (B, P, D) on; for policies with `continues`."""
+        raise ConfigError(f"{type(self).__name__} cannot continue a chunk", "plan without a prefix")
 
     def sample_action(self, batch: Batch, generators: Sequence[torch.Generator | None]) -> Tensor:
         """`predict_action`, each sample drawn from a generator of its own; policies that sample override it."""
