@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import multiprocessing
 import os
 import shutil
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 from data_examples import ACTION, ARM, NUMBERS, STATE, check_as_lerobot, make_steps, record
 
+from vla_agents.cli import main
 from vla_agents.data import Episode, Step, atomic, create_dataset, journal, open_dataset
 from vla_agents.data.repair import find, repair, usable
 from vla_agents.data.unfinished import FOLDER, read_unfinished
@@ -404,3 +406,44 @@ def test_a_damaged_video_costs_what_comes_behind_it(folder: Path, forked: Callab
     assert usable(found, LARGE) == 12
     assert repair(root, found) == 0
     assert len(open_dataset(root).read(0)) == 12 and check_as_lerobot(root) == 1
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+def test_the_command_asks_before_it_writes(
+    folder: Path,
+    forked: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    root = folder / "d"
+    left_open(root, "lerobot", forked)
+    before = fingerprint(root, 2)
+    for answer in ("", "n\n", "what?\n"):
+        monkeypatch.setattr("sys.stdin", io.StringIO(answer))
+        assert main(["data", "repair", str(root)]) == 1
+        said = capsys.readouterr().out
+        assert "2 episodes are saved, 1 were not finished" in said
+        assert "'left open': 20 rows with all their pictures" in said and "Append it as episode 2?" in said
+        assert len(open_dataset(root)) == 2 and len(find(root)) == 1
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n"))
+    assert main(["data", "repair", str(root)]) == 0
+    assert "it is episode 2 now" in capsys.readouterr().out
+    assert fingerprint(root, 2) == before
+    assert_recovered(root, "lerobot", 2, 20)
+    assert main(["data", "repair", str(root)]) == 0
+    assert "3 episodes are saved, 0 were not finished" in capsys.readouterr().out
+
+
+def test_the_command_deletes_where_told_so(folder: Path, forked: Callable[..., Any]) -> None:
+    root = folder / "d"
+    left_open(root, "hdf5", forked)
+    assert main(["data", "repair", str(root), "--delete", "--yes"]) == 0
+    assert not find(root) and len(open_dataset(root)) == 2
+
+
+def test_the_command_refuses_what_is_no_dataset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "repair", str(tmp_path / "none")]) == 1
+    assert "no such folder" in capsys.readouterr().err
+    assert main(["data", "repare"]) == 1
+    assert "Did you mean 'repair'" in capsys.readouterr().err
+    assert main(["data"]) == 1 and "repair" in capsys.readouterr().out
