@@ -20,6 +20,7 @@ from vla_agents.errors import CheckpointError, ConfigError, ObservationError
 from vla_agents.policies.backbone import Queries
 from vla_agents.policies.backbones import BACKBONES, load_backbone
 from vla_agents.policies.checkpoint import load_policy, save_policy
+from vla_agents.policies.conformance import check_policy
 from vla_agents.policies.tiny import FAMILIES
 
 TEXTS = ["lift it", "put the green block on the blue pad, please", "pick up the red block"]
@@ -212,17 +213,9 @@ def test_a_policy_learns_and_comes_back_to_the_bit(kind: str, family: str, tmp_p
         assert torch.equal(loaded.predict_action(batch), policy.predict_action(batch))
 
 
-@torch.no_grad()
 @every_pair
-def test_a_batch_equals_its_samples(kind: str, family: str) -> None:
-    policy, batch = make(kind, family), random_batch(3)
-    policy.seed(2)
-    together = policy.predict_action(batch)
-    assert together.shape == (3, 4, 4) and together.isfinite().all()
-    policy.seed(2)
-    for row in range(3):
-        alone = policy.predict_action(rows(batch, [row]))[0]
-        torch.testing.assert_close(alone, together[row], atol=2e-5, rtol=1e-4)
+def test_it_holds_what_every_policy_must(kind: str, family: str) -> None:
+    check_policy(make(kind, family), samples=3)
 
 
 @every_pair

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from tiny import random_batch
+from tiny import ArrayWindows, random_batch
 from tiny_backbones import EVERY_FAMILY, backbone, make
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -23,6 +23,9 @@ from vla_agents.policies.learning import freeze, learning_table
 from vla_agents.policies.lora import merge_lora
 from vla_agents.policies.policy import Policy
 from vla_agents.policies.policy_config import LoRAConfig
+from vla_agents.train.config import RunConfig
+from vla_agents.train.strategy import BehaviourCloning
+from vla_agents.train.trainer import Trainer
 
 LORA = LoRAConfig(rank=4, alpha=8)
 every_family = pytest.mark.parametrize("family", EVERY_FAMILY)
@@ -169,6 +172,49 @@ def test_targets_and_what_learns_beside_them() -> None:
         make("qwen_oft", "qwen3_vl", lora=replace(LORA, targets=("visual",)), freeze=("visual",))
     with pytest.raises(ConfigError, match="rank"):
         LoRAConfig(rank=-1)
+
+
+def test_a_run_with_adapters_resumes_to_the_bit(tmp_path: Path) -> None:
+    settings = {"steps": 2, "validate_every": 1, "save_every": 0, "device": "cpu", "tensorboard": False}
+
+    def run(name: str, stop: int, seed: int = 0, **more: Any) -> Policy:
+        torch.manual_seed(seed)
+        data, held_out = ArrayWindows(random_batch(40)), ArrayWindows(random_batch(9, seed=5))
+        policy = make("qwen_oft", "qwen3_vl", lora=replace(LORA, dropout=0.1), freeze=("visual",))
+        config = RunConfig(out=str(tmp_path / name), **settings, **more)
+        trainer = Trainer(policy, BehaviourCloning(data, held_out, 4, 0), config)
+        trainer.strategy.observe = lambda step, _: setattr(trainer, "_stop", step == stop)  # type: ignore[method-assign]
+        trainer.fit()
+        return policy
+
+    whole = run("whole", 2)
+    run("broken", 1)
+    torch.rand(3)  # another process would have another random state
+    resumed = run("broken", 2, seed=7, resume=True)
+    for (name, ours), theirs in zip(resumed.named_parameters(), whole.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_a_checkpoint_learns_on_with_other_settings(tmp_path: Path) -> None:
+    """Full training first, then adapters; then others, the first ones added to the weights."""
+    batch = random_batch(2)
+    first = make("qwen_oft", "qwen3_vl")
+    folder = save_policy(first, tmp_path / "first")
+    changes = {"lora": LORA, "freeze": ("visual",), "gradient_checkpointing": True}
+    second = load_policy(folder, device="cpu", changes=changes)
+    assert all("lora_" in name or name.startswith("head.") for name in learning(second))
+    torch.testing.assert_close(second.predict_action(batch), first.predict_action(batch))
+    train(second)
+    folder = save_policy(second, tmp_path / "second")
+    third = load_policy(folder, device="cpu", changes={"lora": replace(LORA, rank=2)})
+    torch.testing.assert_close(
+        third.predict_action(batch), second.predict_action(batch), atol=1e-5, rtol=1e-4
+    )
+    assert third.config == replace(second.config, lora=replace(LORA, rank=2))
+    fourth = load_policy(folder, device="cpu", changes={"freeze": ()})
+    assert any("visual" in name and "lora_" in name for name in learning(fourth))
+    with pytest.raises(ConfigError, match="horizon cannot be changed"):
+        load_policy(folder, changes={"horizon": 3})
 
 
 def test_words_for_actions_must_be_able_to_learn() -> None:

@@ -170,6 +170,9 @@ def test_from_a_checkpoint_its_tokenizer_and_options_are_kept_unless_asked(
     assert tokens(tmp_path / "again") != tokens(fast_run)
     with pytest.raises(ConfigError, match="is a QwenFAST, the run asks for qwen_oft"):
         train(run_config("qwen_oft", other, tmp_path / "x", init_from=str(fast_run)), progress=False)
+    changed = {**given, "model": replace(plain, freeze=("visual",), gradient_checkpointing=True)}
+    train(run_config("qwen_fast", other, tmp_path / "changed", **changed), progress=False)
+    assert load_policy(tmp_path / "changed").config.freeze == ("visual",)
     with pytest.raises(ConfigError, match="horizon=5"):
         asked = {**given, "model": replace(plain, horizon=5)}
         train(run_config("qwen_fast", other, tmp_path / "x", **asked), progress=False)

@@ -129,7 +129,12 @@ def write_checkpoint(
 
 
 def load_policy(
-    path: str | Path, *, device: str | None = None, merge_lora: bool = False, **starvla: Any
+    path: str | Path,
+    *,
+    device: str | None = None,
+    merge_lora: bool = False,
+    changes: Mapping[str, Any] | None = None,
+    **starvla: Any,
 ) -> Policy:
     """A policy from a checkpoint folder, a run folder, a hub id, or a StarVLA run folder or weights file.
 
@@ -137,6 +142,8 @@ def load_policy(
         path: A checkpoint; or a run, of which `best` is taken, else `last`; or `"owner/name"` on the hub; or StarVLA's.
         device: Where to put it; by default a GPU where there is one.
         merge_lora: Add LoRA adapters, where there are any, to the weights: for acting. Else they stay, for learning on.
+        changes: Configuration to use in place of the checkpoint's, of how the policy learns and computes (`CHANGEABLE`). If
+            `lora` changes, the adapters there are are added to the weights first.
         starvla: For a StarVLA checkpoint, what its files do not say (see `vla_agents.policies.starvla.load_starvla`).
 
     Raises:
@@ -151,32 +158,55 @@ def load_policy(
     if is_starvla(path):
         from vla_agents.policies.starvla import load_starvla
 
+        if changes:
+            raise ConfigError(
+                f"{', '.join(changes)}: not for StarVLA checkpoints", "convert it: vla-agents convert"
+            )
         return load_starvla(path, device=device, **starvla)
     if starvla:
         raise ConfigError(
             f"{', '.join(starvla)} is for StarVLA checkpoints, and {path} is none", "leave it out"
         )
     folder = find_checkpoint(path)
-    record = load_yaml(folder / "policy.yaml")
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
-        raise CheckpointError(
-            folder / "policy.yaml", f"format {(record or {}).get('format')!r}, this version reads {FORMAT}"
-        )
-    cls = POLICIES.get(record["policy"])
-    config = from_dict(cls.config_class, record["config"], where=str(folder / "policy.yaml"))
+    kind, saved = _read_config(folder / "policy.yaml")
+    config, cls = _changed(saved, changes or {}, merge_lora), POLICIES.get(kind)
     embodiment = Embodiment.load(folder / "embodiment.json")
     normalizers = load_normalizers(folder / "stats.json", embodiment)
     backbone = load_backbone(folder / "vlm", weights=False, **_options(config))
-    adapters = config.lora
-    if merge_lora:
-        config = dataclasses.replace(config, lora=type(adapters)())
     policy = cls(config, backbone, embodiment, normalizers, **cls.load_parts(folder))
-    prepare_learning(policy)
-    _read_weights(policy, folder / "model.safetensors", record["policy"], adapters if merge_lora else None)
+    if config.lora == saved.lora and (not saved.lora.rank or config.freeze == saved.freeze):
+        prepare_learning(policy)
+        _read_weights(policy, folder / "model.safetensors", kind)
+    else:
+        _read_weights(policy, folder / "model.safetensors", kind, saved.lora)
+        prepare_learning(policy)
     return policy.to(device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
-def _read_weights(policy: Policy, file: Path, kind: str, merge: LoRAConfig | None) -> None:
+def _read_config(file: Path) -> tuple[str, Any]:
+    """Kind and configuration of a policy.yaml."""
+    record = load_yaml(file)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise CheckpointError(file, f"format {(record or {}).get('format')!r}, this version reads {FORMAT}")
+    cls = POLICIES.get(record["policy"])
+    return record["policy"], from_dict(cls.config_class, record["config"], where=str(file))
+
+
+def _changed(config: Any, changes: Mapping[str, Any], merge_lora: bool) -> Any:
+    """A configuration with other settings of how to learn and compute."""
+    from vla_agents.policies.policy_config import CHANGEABLE, LoRAConfig
+
+    fixed = [name for name in changes if name not in CHANGEABLE]
+    if fixed:
+        raise ConfigError(
+            f"{', '.join(fixed)} cannot be changed: the weights are made for it",
+            f"what can be: {', '.join(CHANGEABLE)}",
+        )
+    changed = dict(changes) | ({"lora": LoRAConfig()} if merge_lora else {})
+    return dataclasses.replace(config, **changed)
+
+
+def _read_weights(policy: Policy, file: Path, kind: str, merge: LoRAConfig | None = None) -> None:
     """A checkpoint's weights into a policy, adapters merged where `merge` is theirs."""
     from vla_agents.policies.lora import merge_weights
     from vla_agents.policies.starvla_run import guess_framework

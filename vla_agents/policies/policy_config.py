@@ -7,6 +7,9 @@ from typing import Literal
 
 from vla_agents.errors import ConfigError
 
+CHANGEABLE = ("execute", "dtype", "attention", "gradient_checkpointing", "freeze", "lora")
+"""Fields that say how a policy learns and computes, not what it is: `load_policy(..., changes=...)` may change them."""
+
 
 @dataclass(frozen=True)
 class LoRAConfig:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,7 @@ from vla_agents.errors import ConfigError, TrainingError
 from vla_agents.normalize import Normalizer, StatsAccumulator
 from vla_agents.policies.checkpoint import POLICIES, load_policy, make_policy
 from vla_agents.policies.policy import Policy
+from vla_agents.policies.policy_config import CHANGEABLE, PolicyConfig
 from vla_agents.train.checkpoints import newest_checkpoint
 from vla_agents.train.config import TrainConfig
 from vla_agents.train.strategy import BehaviourCloning
@@ -75,14 +77,16 @@ def _given_policy(config: TrainConfig) -> Policy | None:
             )
     if source is None:
         return None
-    policy = load_policy(source, device="cpu")
+    defaults = to_dict(type(config.model)())
+    asked = to_dict(config.model)
+    changes = {} if config.resume else _changes(config.model)
+    policy = load_policy(source, device="cpu", changes=changes)
     if not isinstance(policy, POLICIES.get(config.policy)):
         raise ConfigError(
             f"checkpoint {source} is a {type(policy).__name__}, the run asks for {config.policy}",
             "give the --policy that the checkpoint was trained as",
         )
-    defaults = to_dict(type(config.model)())
-    asked, there = to_dict(config.model), to_dict(policy.config)
+    there = to_dict(policy.config)
     other = [name for name in asked if asked[name] not in (defaults[name], there[name])]
     if other:
         listing = ", ".join(f"{name}={asked[name]!r} (there {there[name]!r})" for name in other)
@@ -91,6 +95,14 @@ def _given_policy(config: TrainConfig) -> Policy | None:
             "leave them out: a checkpoint keeps the options it was made with",
         )
     return policy
+
+
+def _changes(model: PolicyConfig) -> dict[str, Any]:
+    """What a run asks for of how to learn and compute, which a checkpoint does not decide."""
+    default = type(model)()
+    return {
+        name: getattr(model, name) for name in CHANGEABLE if getattr(model, name) != getattr(default, name)
+    }
 
 
 def _policy(config: TrainConfig, windows: WindowDataset, given: Policy | None) -> Policy:
