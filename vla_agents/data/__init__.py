@@ -14,18 +14,25 @@ if TYPE_CHECKING:
     from vla_agents.data.hdf5_writer import Hdf5Writer
     from vla_agents.data.lerobot_reader import LeRobotReader
     from vla_agents.data.lerobot_writer import LeRobotWriter
+    from vla_agents.data.loader import Loader
+    from vla_agents.data.mixture import Mixture
     from vla_agents.data.open import create_dataset, open_dataset
+    from vla_agents.data.orders import Draws, Epochs
     from vla_agents.data.store import Pictures
     from vla_agents.data.windows import WindowDataset
 
 _HOME = {
+    "Draws": "orders",
     "Episode": "episode",
     "EpisodeReader": "episode",
     "EpisodeWriter": "episode",
+    "Epochs": "orders",
     "Hdf5Reader": "hdf5",
     "Hdf5Writer": "hdf5_writer",
     "LeRobotReader": "lerobot_reader",
     "LeRobotWriter": "lerobot_writer",
+    "Loader": "loader",
+    "Mixture": "mixture",
     "Pictures": "store",
     "Step": "episode",
     "WindowDataset": "windows",
@@ -34,13 +41,17 @@ _HOME = {
 }
 
 __all__ = [
+    "Draws",
     "Episode",
     "EpisodeReader",
     "EpisodeWriter",
+    "Epochs",
     "Hdf5Reader",
     "Hdf5Writer",
     "LeRobotReader",
     "LeRobotWriter",
+    "Loader",
+    "Mixture",
     "Pictures",
     "Step",
     "WindowDataset",

@@ -17,8 +17,12 @@ from vla_agents.data.episode import EpisodeReader
 from vla_agents.data.store import Pictures, load_store
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
-from vla_agents.relative import RelativeActions
+from vla_agents.normalize import StatsAccumulator, VectorStats
+from vla_agents.relative import RelativeActions, is_relative
 from vla_agents.transforms import Compose, ResizeImages, Transform
+
+_MOST_ROWS = 2_000_000  # of relative actions that statistics are taken over
+_BLOCK = 65_536  # windows at a time
 
 
 class WindowDataset:
@@ -127,6 +131,30 @@ class WindowDataset:
             there.
         """
         return self._chunks(np.asarray(indices, np.int64), self.horizon)
+
+    def rows_of(self, vector: str) -> np.ndarray:
+        """float32 (M, S) or (M, D): what statistics of the `"state"` or `"action"` are over: every step of every episode.
+
+        Chunks that are relative to a state have another distribution at each of their steps: then it is all
+        actions of all chunks that lie inside their episodes, or, of more than two million, an even sample of chunks.
+        """
+        if vector == "state":
+            return self.state
+        if not is_relative(self.embodiment):
+            return self.action
+        indices = np.arange(0, len(self), max(1, len(self) * self.horizon // _MOST_ROWS))
+        blocks = np.split(indices, range(_BLOCK, len(indices), _BLOCK))
+        return np.concatenate([action[mask] for action, mask in map(self.chunks, blocks)])
+
+    def statistics(self) -> dict[str, VectorStats]:
+        """Exact statistics of `"state"` (where there is one) and `"action"` over `rows_of`."""
+        found = {}
+        for vector, size in (("state", self.embodiment.state_dim), ("action", self.embodiment.action_dim)):
+            if size:
+                gathered = StatsAccumulator(size)
+                gathered.update(self.rows_of(vector), where=f"{vector}s of the dataset")
+                found[vector] = gathered.finish()
+        return found
 
     def _chunks(self, wanted: np.ndarray, horizon: int) -> tuple[np.ndarray, np.ndarray]:
         store, at = self._store, self._at[wanted]
