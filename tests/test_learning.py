@@ -200,7 +200,7 @@ def test_a_checkpoint_learns_on_with_other_settings(tmp_path: Path) -> None:
     batch = random_batch(2)
     first = make("qwen_oft", "qwen3_vl")
     folder = save_policy(first, tmp_path / "first")
-    changes = {"lora": LORA, "freeze": ("visual",), "gradient_checkpointing": True}
+    changes = {"lora": {"rank": 4, "alpha": 8}, "freeze": ["visual"], "gradient_checkpointing": True}
     second = load_policy(folder, device="cpu", changes=changes)
     assert all("lora_" in name or name.startswith("head.") for name in learning(second))
     torch.testing.assert_close(second.predict_action(batch), first.predict_action(batch))
@@ -392,3 +392,20 @@ def test_weights_that_differ_where_the_model_has_one(tmp_path: Path) -> None:
 def test_the_table_counts_tied_parameters_once() -> None:
     policy = make("qwen_oft", "qwen3_vl")
     assert learning_table(policy).total == sum(p.numel() for p in policy.parameters())
+
+
+def test_loading_draws_no_weights(tmp_path: Path, monkeypatch: Any) -> None:
+    """They would be overwritten, and drawing billions of numbers takes minutes."""
+    from transformers import PreTrainedModel
+
+    folder = save_policy(make("qwen_gr00t", "florence2"), tmp_path / "policy")
+
+    def drawn(*_: Any, **__: Any) -> None:
+        raise AssertionError("weights were drawn")
+
+    for name in ("kaiming_uniform_", "normal_", "uniform_"):
+        monkeypatch.setattr(nn.init, name, drawn)
+    monkeypatch.setattr(PreTrainedModel, "initialize_weights", drawn)
+    with pytest.raises(AssertionError):
+        nn.Linear(2, 2)
+    load_policy(folder, device="cpu")

@@ -53,6 +53,18 @@ def load_backbone(source: str | Path, *, weights: bool, **options: Any) -> Backb
 
 
 @contextmanager
+def uninitialized() -> Iterator[None]:
+    """Models that are made within get no initial weights: for a checkpoint that brings all of them.
+
+    Drawing them takes a CPU some 10 s and more per billion parameters. Weights that are tied have to be tied afterwards.
+    """
+    from transformers.initialization import no_init_weights
+
+    with no_init_weights():
+        yield
+
+
+@contextmanager
 def reading(source: str | Path) -> Iterator[None]:
     """Errors of `transformers` as a `CheckpointError`; no progress bars of weights on the terminal."""
     from transformers.utils import logging as transformers_logging

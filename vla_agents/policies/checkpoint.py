@@ -12,14 +12,13 @@ It is written to a temporary folder and renamed, so a folder with the final name
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from vla_agents.config import from_dict, load_yaml, save_yaml
+from vla_agents.config import from_dict, load_yaml, save_yaml, to_dict
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import CheckpointError, ConfigError
 from vla_agents.normalize import Normalizer, load_normalizers, save_normalizers
@@ -151,7 +150,7 @@ def load_policy(
     """
     import torch
 
-    from vla_agents.policies.backbones import load_backbone
+    from vla_agents.policies.backbones import load_backbone, uninitialized
     from vla_agents.policies.learning import prepare_learning
     from vla_agents.policies.starvla_run import is_starvla
 
@@ -172,8 +171,9 @@ def load_policy(
     config, cls = _changed(saved, changes or {}, merge_lora), POLICIES.get(kind)
     embodiment = Embodiment.load(folder / "embodiment.json")
     normalizers = load_normalizers(folder / "stats.json", embodiment)
-    backbone = load_backbone(folder / "vlm", weights=False, **_options(config))
-    policy = cls(config, backbone, embodiment, normalizers, **cls.load_parts(folder))
+    with uninitialized():
+        backbone = load_backbone(folder / "vlm", weights=False, **_options(config))
+        policy = cls(config, backbone, embodiment, normalizers, **cls.load_parts(folder))
     if config.lora == saved.lora and (not saved.lora.rank or config.freeze == saved.freeze):
         prepare_learning(policy)
         _read_weights(policy, folder / "model.safetensors", kind)
@@ -203,7 +203,7 @@ def _changed(config: Any, changes: Mapping[str, Any], merge_lora: bool) -> Any:
             f"what can be: {', '.join(CHANGEABLE)}",
         )
     changed = dict(changes) | ({"lora": LoRAConfig()} if merge_lora else {})
-    return dataclasses.replace(config, **changed)
+    return from_dict(type(config), to_dict(config) | to_dict(changed), where="changes")
 
 
 def _read_weights(policy: Policy, file: Path, kind: str, merge: LoRAConfig | None = None) -> None:

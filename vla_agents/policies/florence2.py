@@ -92,6 +92,7 @@ class Florence2Backbone(Backbone):
             else:
                 config = AutoConfig.from_pretrained(str(source))
                 model = Florence2ForConditionalGeneration._from_config(config, dtype=torch_dtype)
+                model.tie_weights()  # see `uninitialized`
             tokenizer = AutoTokenizer.from_pretrained(str(source))
             pictures = PictureSettings.load(source).sized(image_size)
         return cls(model, tokenizer, pictures, attention)

@@ -79,6 +79,7 @@ class QwenVLBackbone(Backbone):
             else:
                 config = AutoConfig.from_pretrained(str(source))
                 model = AutoModelForImageTextToText.from_config(config, dtype=torch_dtype)
+                model.tie_weights()  # see `uninitialized`
             tokenizer = AutoTokenizer.from_pretrained(str(source), padding_side="left")
             images = ImageSettings.load(source)
         return cls(model, tokenizer, images, attention)

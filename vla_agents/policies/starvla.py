@@ -152,11 +152,14 @@ def _build(
     body: Embodiment,
     normalizers: Mapping[str, Normalizer],
 ) -> Policy:
+    from vla_agents.policies.backbones import uninitialized
     from vla_agents.policies.checkpoint import POLICIES
 
-    backbone = _backbone(options, is_qwen3(weights))
-    config = policy_config(run, framework, options, weights)
-    return POLICIES.get(framework)(config, backbone, body, normalizers)
+    with uninitialized():
+        backbone = _backbone(options, is_qwen3(weights))
+        config = policy_config(run, framework, options, weights)
+        policy: Policy = POLICIES.get(framework)(config, backbone, body, normalizers)
+    return policy
 
 
 def _backbone(options: StarVLAOptions, qwen3: bool) -> QwenVLBackbone:
