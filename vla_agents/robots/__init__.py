@@ -17,6 +17,7 @@ ROBOTS = Registry(
         "koch": "vla_agents.robots.drivers.dynamixel_arms:Koch",
         "koch_leader": "vla_agents.robots.drivers.dynamixel_arms:KochLeader",
         "simulated_arm": "vla_agents.robots.simulated_arm:SimulatedArm",
+        "lerobot": "vla_agents.robots.drivers.lerobot:LeRobotRobot",
         "ros": "vla_agents.robots.drivers.ros:RosRobot",
         "so100": "vla_agents.robots.drivers.so101:SO100",
         "so101": "vla_agents.robots.drivers.so101:SO101",

@@ -1,0 +1,5 @@
+import draccus
+
+
+class RobotConfig(draccus.ChoiceRegistry):
+    pass
