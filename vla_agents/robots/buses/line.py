@@ -21,6 +21,13 @@ from vla_agents.errors import (
     RobotError,
 )
 
+_GONE: tuple[type[Exception], ...] = (OSError, TypeError, ValueError)
+"""What pyserial lets through when a device has gone."""
+with contextlib.suppress(ImportError):  # Windows has none
+    import termios
+
+    _GONE = (*_GONE, termios.error)
+
 _SLICE_S = 0.005  # a wait is cut into pieces of this length, so that Ctrl-C is heard on every system
 
 
@@ -138,7 +145,7 @@ class SerialLine:
 
     def close(self) -> None:
         """Give the port back, when all is sent. Safe to call twice."""
-        with contextlib.suppress(OSError, TypeError, ValueError):  # the device is gone
+        with contextlib.suppress(*_GONE):
             if self._port.is_open:
                 self._port.flush()
         self._port.close()
