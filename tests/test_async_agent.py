@@ -314,6 +314,7 @@ def test_a_body_that_cannot_hold_waits_for_its_first_plan_only():
     agent.close()
 
 
+@pytest.mark.slow
 def test_a_flow_policy_goes_on_from_what_is_committed():
     from tiny import BODY as TINY
     from tiny_flow import flow_policy

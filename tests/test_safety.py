@@ -382,8 +382,8 @@ def run_cases(count: int, seed: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize("share", range(2))
 def test_random_cases_send_nothing_unsafe(share):
-    commands, interventions = run_cases(200, seed=200 * share)
-    assert commands > 2_000 and interventions > 1_000  # the cases are neither empty nor tame
+    commands, interventions = run_cases(150, seed=150 * share)
+    assert commands > 1_500 and interventions > 700  # the cases are neither empty nor tame
 
 
 SABOTAGE = {

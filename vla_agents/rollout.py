@@ -72,8 +72,9 @@ class Listener:
 class StepEvent:
     """One tick: what was seen, what the agent said, what came of it.
 
-    `time` is the monotonic time at which the observation was handed to the agent; `next_obs` is what was
-    seen after the action, at the end of an episode its last picture.
+    `time` is the monotonic time at which the observation was captured, where the env knows that (a robot), else
+    at which it was handed to the agent; `next_obs` is what was seen after the action, at the end of an episode its
+    last picture.
     """
 
     obs: Observation
@@ -198,7 +199,7 @@ class _Run:
 
     def tick(self) -> np.ndarray:
         """Act and step once; returns the slots that are free now, bool (N,)."""
-        now = time.monotonic()
+        now = self._slots.captured()
         before = [self._slots.single(slot) for slot in range(self._slots.count)]
         actions = np.asarray(self._agent.act(self._slots.observation))
         self._check(actions)

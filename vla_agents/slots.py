@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any, Protocol
 
 import gymnasium
@@ -31,6 +32,9 @@ class Slots(Protocol):
     def single(self, slot: int) -> Observation:
         """The observation of one slot."""
 
+    def captured(self) -> float:
+        """Monotonic time of the present observation, s: when it was captured, where the env knows, else now."""
+
 
 def slots_of(env: gymnasium.Env | VectorEnv) -> Slots:
     """The slots of a single or vector env."""
@@ -47,6 +51,10 @@ class SingleSlot:
     def __init__(self, env: gymnasium.Env) -> None:
         self._env = env
         self.action_shape = env.action_space.shape
+
+    def captured(self) -> float:
+        """A robot's own capture time; a simulator's pictures are of now."""
+        return float(getattr(self._env.unwrapped, "capture_time", time.monotonic()))
 
     def reset(self, seeds: dict[int, int], free: np.ndarray) -> list[dict[str, Any]]:
         """Reset with the one seed."""
@@ -116,6 +124,10 @@ class VectorSlots:
             (float(rewards[slot]), bool(terminated[slot]), bool(truncated[slot]), _slot_info(infos, slot))
             for slot in range(self.count)
         ]
+
+    def captured(self) -> float:
+        """Now."""
+        return time.monotonic()
 
     def single(self, slot: int) -> Observation:
         """One slot's share (views, no copies)."""

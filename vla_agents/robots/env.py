@@ -243,14 +243,18 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         until = time.monotonic() + 3 * float(longest.max()) + 1.0
         room = tolerance * (limits.high - limits.low)
         near = limits.resolution + 1e-6 * (limits.high - limits.low)
+        there = False
         while True:
             loop.aim(target)
             now = loop.wait(loop.now.number + 1)
-            there = now.command is not None and (np.abs(now.command - target) <= near).all()
+            arrived, there = (
+                there,
+                now.command is not None and bool((np.abs(now.command - target) <= near).all()),
+            )
             away = (
                 np.full(len(limits), np.inf) if now.reading is None else np.abs(now.reading.position - target)
             )
-            if there and (away <= room).all():
+            if arrived and there and (away <= room).all():
                 return
             if time.monotonic() > until:
                 worst = limits.names[int(np.argmax(away / (limits.high - limits.low)))]

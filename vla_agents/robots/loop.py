@@ -227,7 +227,7 @@ class ControlLoop:
 
     # ---- the loop's side ----------------------------------------------------------------------------------
     def _run(self) -> None:
-        favour_this_thread()
+        logger.debug("scheduling: %s", favour_this_thread())
         with quick_switching():
             while not self._ended.is_set():
                 self.tick()

@@ -71,10 +71,21 @@ class RareLog:
         return [f"{name} x{self._since.pop(name)} ({INTERVENTIONS[name]})" for name in due]
 
 
-def favour_this_thread() -> None:
-    """Before other threads where the system lets us."""
+def favour_this_thread(priority: int = 5) -> str:
+    """Before other threads, as far as the system lets us; returns how: `"real time"`, `"nice"` or `"usual"`.
+
+    Real time needs the right to it (`ulimit -r`, see docs/robots.md). A thread of that kind runs when its sleep is
+    over, whatever else the machine does; it sleeps most of the time, and what it starts is not of that kind.
+    """
+    thread = threading.get_native_id()
     with contextlib.suppress(OSError, AttributeError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), -10)
+        how = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(thread, how, os.sched_param(priority))
+        return "real time"
+    with contextlib.suppress(OSError, AttributeError):
+        os.setpriority(os.PRIO_PROCESS, thread, -10)
+        return "nice"
+    return "usual"
 
 
 _switching = {"users": 0, "before": 0.0}

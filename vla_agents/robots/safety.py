@@ -243,17 +243,17 @@ class SafetyFilter:
     def _pursue(self, motion: Motion, target: np.ndarray, dt: float, found: list[str]) -> np.ndarray:
         """The velocity (J,) that leads to the target: in this period where that is allowed, else as soon as
         possible without running past it."""
-        limits = self.limits
+        limits, gain = self.limits, motion.gain(dt) * (1 + SLACK)
         goal = np.clip(target, limits.low, limits.high)
         way = goal - motion.position
-        exact = way / dt
-        fits = np.abs(exact) <= limits.velocity * (1 + SLACK)
-        smooth = np.abs(np.clip(exact, -limits.velocity, limits.velocity) - motion.velocity) <= motion.gain(
-            dt
-        ) * (1 + SLACK)
         last = goal if self._wished is None else self._wished
         self._wished = goal
         pace = np.clip((goal - last) / dt, -limits.velocity, limits.velocity)  # of the target itself
+        exact = way / dt
+        fits = np.abs(exact) <= limits.velocity * (1 + SLACK)
+        # Reached without a jerk, and without one could it be left at the target's own pace.
+        within = np.clip(exact, -limits.velocity, limits.velocity)
+        smooth = (np.abs(within - motion.velocity) <= gain) & (np.abs(within - pace) <= gain)
         behind = way - pace * dt
         chase = pace + np.sign(behind) * reachable_speed(np.abs(behind), dt, limits.acceleration)
         found += [

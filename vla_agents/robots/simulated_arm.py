@@ -24,6 +24,7 @@ from vla_agents.envs.tabletop.world import STEP_ROTATION, STEP_XYZ, yaw_pitch_ro
 from vla_agents.errors import CommunicationError, RobotStateError, UnknownNameError
 from vla_agents.robots.env import RobotEnv
 from vla_agents.robots.limits import Axis, Limits, Workspace
+from vla_agents.robots.loop_tools import favour_this_thread
 from vla_agents.robots.robot import CameraSource, Reading, Robot, check_target
 from vla_agents.robots.simulated_camera import SimulatedCamera, Studio
 
@@ -169,6 +170,7 @@ class SimulatedArm(Robot):
             raise CommunicationError("the simulated arm does not answer", "set cut=False")
 
     def _run(self) -> None:
+        favour_this_thread(4)  # time passes for a real arm, too, whatever the computer does
         while not self._ended.wait(TIMESTEP):
             with self.lock:
                 self._advance()
