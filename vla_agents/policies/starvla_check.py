@@ -31,6 +31,7 @@ from vla_agents.policies.starvla import load_starvla
 from vla_agents.policies.starvla_fixture import find_fast, find_inputs, read_batch
 from vla_agents.policies.starvla_options import StarVLAOptions, is_qwen3
 from vla_agents.policies.starvla_run import StarVLARun, read_run, read_weights, require_framework
+from vla_agents.policies.starvla_table import Row, near, print_rows, same
 from vla_agents.policies.starvla_units import action_normalizer, known_family
 from vla_agents.policies.starvla_weights import our_name
 
@@ -53,30 +54,6 @@ class CheckConfig:
     """Qwen-PI; by default what StarVLA of 2026 does with run/config.yaml."""
     fast_tokenizer: str | None = None
     """Qwen-FAST: folder of the FAST tokenizer; by default a folder `fast_tokenizer` beside the frameworks' folders."""
-
-
-@dataclass(frozen=True)
-class Row:
-    """One compared quantity.
-
-    Args:
-        name: e.g. `"single.normalized_actions"`.
-        error: The largest difference; of ids the number of entries that differ.
-        bound: What it must not exceed.
-        note: How it was measured.
-        place: Where the largest error is, if that has a name.
-    """
-
-    name: str
-    error: float
-    bound: float
-    note: str = ""
-    place: str = ""
-
-    @property
-    def passed(self) -> bool:
-        """Whether the error is within the bound (NaN is not)."""
-        return self.error <= self.bound
 
 
 class Check:
@@ -161,11 +138,12 @@ class Check:
         yield from self._hidden_rows(how, seen[0])
         if self.framework == "qwen_fast":
             yield from self._token_rows(how, batch)
-        yield self._near(f"{how}.normalized_actions", actions, ACTIONS)
+        wanted = self.outputs[f"{how}.normalized_actions"]
+        yield near(f"{how}.normalized_actions", wanted, actions, ACTIONS)
         if self.framework == "qwen_oft":
             with torch.no_grad():
                 cut = self.policy.predict_action(batch)
-            yield self._near(f"{how}.normalized_actions", cut, ACTIONS, " (cut)")
+            yield near(f"{how}.normalized_actions (cut)", wanted, cut, ACTIONS)
         yield from self._unnormalized_rows(how, actions)
 
     def _input_rows(self, how: str, inputs: PromptInputs) -> Iterator[Row]:
@@ -173,7 +151,7 @@ class Check:
         own |= {name: inputs[name] for name in ("image_grid_thw", "pixel_values")}
         for name, value in own.items():
             if f"{how}.{name}" in self.outputs:
-                yield self._same(f"{how}.{name}", value)
+                yield same(f"{how}.{name}", self.outputs[f"{how}.{name}"], value)
 
     def _hidden_rows(self, how: str, inputs: PromptInputs) -> Iterator[Row]:
         """Where nothing is padded; StarVLA's `hidden_states` are embedding and layers, the last one normed or not."""
@@ -184,8 +162,8 @@ class Check:
                 with torch.no_grad():
                     kept = run_decoder(model, inputs, layers, final_norm=norm)
                 own = kept[0] if name == "last_hidden" else torch.stack(kept)
-                own = own[..., inputs.mask, :]
-                yield self._near(f"{how}.{name}", own, HIDDEN, where=inputs.mask.numpy())
+                wanted = self.outputs[f"{how}.{name}"][..., inputs.mask.numpy(), :]
+                yield near(f"{how}.{name}", wanted, own[..., inputs.mask, :], HIDDEN)
 
     def _token_rows(self, how: str, batch: Batch) -> Iterator[Row]:
         wanted = self.meta.get(f"{how}.fast_tokens")
@@ -203,7 +181,7 @@ class Check:
                 libero = known_family(self.run.data_mix) != "oxe"
                 ranges: Any = "min_max" if libero and convention == "head" else "q01_q99"
                 normalizer = action_normalizer(self.policy.embodiment.action, entry, convention, ranges)  # type: ignore[arg-type]
-                yield self._near(name, normalizer.unnormalize(actions), ACTIONS)
+                yield near(name, self.outputs[name], normalizer.unnormalize(actions), ACTIONS)
 
     def _training(self, batch: Batch) -> Iterator[Row]:
         kwargs = {}
@@ -216,7 +194,7 @@ class Check:
         loss.backward()
         yield from self._input_rows("train", seen[0])
         if "train.labels" in self.outputs:
-            yield self._same("train.labels", self.policy.answered(batch)[1])
+            yield same("train.labels", self.outputs["train.labels"], self.policy.answered(batch)[1])
         wanted = float(self.outputs["train.loss"])
         yield Row(
             "train.loss", abs(float(loss.detach()) - wanted) / max(abs(wanted), 1e-12), LOSS, "relative"
@@ -242,22 +220,6 @@ class Check:
         extra = [name for name, value in own.items() if name in without and value > 0]
         yield Row("train.params_without_grad", len(extra), 0, "have one here")
 
-    # ---- measures -----------------------------------------------------------------------------------------
-    def _same(self, name: str, own: Tensor) -> Row:
-        wanted, found = self.outputs[name], own.detach().numpy()
-        if wanted.shape != found.shape:
-            return Row(name, np.inf, 0, f"shape {found.shape}, expected {wanted.shape}")
-        return Row(name, float((wanted != found).sum()), 0, f"differ, of {wanted.size}")
-
-    def _near(
-        self, name: str, own: Tensor, bound: float, suffix: str = "", where: np.ndarray | None = None
-    ) -> Row:
-        wanted, found = self.outputs[name], own.detach().double().numpy()
-        wanted = wanted if where is None else wanted[..., where, :]
-        if wanted.shape != found.shape:
-            return Row(name + suffix, np.inf, bound, f"shape {found.shape}, expected {wanted.shape}")
-        return Row(name + suffix, float(np.abs(wanted - found).max()), bound, "max |Δ|")
-
 
 def _scale(name: str, norms: Mapping[str, float]) -> float:
     """What a gradient's error is measured against: itself; for a key's bias, which softmax cannot see, its weight's."""
@@ -268,28 +230,8 @@ def _scale(name: str, norms: Mapping[str, float]) -> float:
 
 def check_starvla(config: CheckConfig) -> bool:
     """Print the table; returns whether every quantity is within its bound."""
-    from rich.console import Console
-    from rich.table import Table
-
     check = Check(config)
-    console = Console()
-    for line in check.assumed:
-        console.print(f"assumed: {line}", highlight=False, soft_wrap=True)
-    rows = list(check.rows())
-    table = Table(title=f"{check.framework}, {check.run.weights.name}")
-    for heading in ("quantity", "error", "bound", "", "measured as"):
-        right = heading in ("error", "bound")
-        table.add_column(heading, justify="right" if right else "left", no_wrap=heading != "measured as")
-    for row in rows:
-        verdict = "[green]PASS" if row.passed else "[bold red]FAIL"
-        table.add_row(row.name, f"{row.error:.3g}", f"{row.bound:.3g}", verdict, row.note)
-    console.print(table)
-    for row in rows:
-        if row.place:
-            console.print(f"{row.name}: largest at {row.place}", highlight=False, soft_wrap=True)
-    failed = sum(not row.passed for row in rows)
-    console.print(f"{len(rows) - failed} of {len(rows)} quantities within their bounds", highlight=False)
-    return bool(rows) and not failed
+    return print_rows(f"{check.framework}, {check.run.weights.name}", check.rows(), check.assumed)
 
 
 # ---- making the policy tell ----------------------------------------------------------------------------------
