@@ -58,6 +58,10 @@ class BaseReader(ABC):
         for step in range(int(self.lengths()[index])):
             yield self.frames(index, camera, np.array([step]))[0]
 
+    def wide(self, index: int) -> dict[str, np.ndarray]:
+        """Extras too large to be read with an episode's numbers (depth pictures): name -> (T, ...)."""
+        return {}
+
     @abstractmethod
     def frames(self, index: int, camera: str, steps: np.ndarray) -> np.ndarray:
         """Some pictures of one episode, in any order: uint8 (n, H, W, 3)."""

@@ -76,6 +76,9 @@ class AlohaReader(DemoReader):
             action = (*action, Part("base", size, "other" if size == 2 else "unknown", unit="m/s, rad/s"))
         return Embodiment("aloha", action, state, cameras, self._rate(self._given_fps))
 
+    def _vectors(self, file: Hdf5File, group: str) -> list[str]:
+        return ["action", QPOS, BASE]
+
     def _length(self, file: Hdf5File, group: str) -> int:
         return common_length(file, ["action", QPOS])
 

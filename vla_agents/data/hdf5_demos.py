@@ -6,7 +6,7 @@ import dataclasses
 import json
 import re
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,8 @@ class DemoReader(BaseReader):
 
     default_fps = 20.0
     one_per_file = False
+    is_ours = False  # whether we wrote the file
+    reduced: Sequence[str] = ()  # what an episode holds with less precision than the files
 
     def __init__(
         self,
@@ -79,6 +81,7 @@ class DemoReader(BaseReader):
         if fps is not None:
             self._body = dataclasses.replace(self._body, control_hz=float(fps))
         self.fps = self._body.control_hz
+        self.overridden = embodiment is not None or fps is not None or instruction is not None
         self.embodiment = self._body if embodiment is None else fitted(embodiment, self._body, self.path)
 
     # ---- what a layout supplies ---------------------------------------------------------------------------
@@ -108,6 +111,10 @@ class DemoReader(BaseReader):
     @abstractmethod
     def _camera(self, file: Hdf5File, group: str, camera: str) -> str:
         """The name of the dataset with a camera's pictures."""
+
+    def _vectors(self, file: Hdf5File, group: str) -> list[str]:
+        """The datasets of state and action."""
+        return []
 
     def _judged(self, file: Hdf5File, group: str) -> bool | None:
         """Whether the demo succeeded; None where nobody says."""
@@ -179,6 +186,8 @@ class DemoReader(BaseReader):
         ours = f"{group}{OURS}/"
         if file.has(ours + "time"):
             found = read_beside(file, ours, length, self._body.action_dim)
+            if file.has(ours + "reward"):
+                found["reward"] = file.array(ours + "reward", np.float32, (length,))
             metadata = file.json("metadata", ours, optional=True)
             return found | ({"metadata": metadata} if isinstance(metadata, dict) else {})
         no = np.zeros(length, bool)
@@ -190,6 +199,18 @@ class DemoReader(BaseReader):
         found = next(c for c in self._body.cameras if c.name == camera)
         name = self._camera(file, group, camera)
         return stored_frames(file, name, length, (found.height, found.width), steps)
+
+    def wide(self, index: int) -> dict[str, np.ndarray]:
+        """Extras too large to be read with an episode's numbers (depth pictures): name -> (T, ...)."""
+        index = self._checked(index)
+        with self._opened(index) as file:
+            group = self._demos[index].group
+            found = self._numbers(file, group, self._length(file, group), wide=True)["extras"]
+        return {name: values for name, values in found.items() if values.ndim > 2}
+
+    def demo(self, index: int) -> Demo:
+        """Where an episode lies."""
+        return self._demos[self._checked(index)]
 
     # ---- finding ------------------------------------------------------------------------------------------
     def _find_demos(self) -> list[Demo]:
@@ -228,6 +249,12 @@ class DemoReader(BaseReader):
 
     def _describe(self, file: Hdf5File, group: str) -> Embodiment:
         stored = file.json(OURS, optional=True)
+        self.is_ours = isinstance(stored, dict) and "embodiment" in stored
+        self.reduced = [
+            f"{name}: {file.dtype(name)} in the files, float32 in an episode"
+            for name in self._vectors(file, group)
+            if file.has(name) and file.dtype(name).kind in "iuf" and file.dtype(name).itemsize > 4
+        ]
         derived = self._derive(file, group)
         if isinstance(stored, dict) and "embodiment" in stored:
             try:

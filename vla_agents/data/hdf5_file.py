@@ -152,6 +152,14 @@ class Hdf5File:
                 found[str(name)] = value
         return found
 
+    def attribute_names(self, at: str = "/") -> list[str]:
+        """The names of a group's attributes."""
+        return [str(name) for name in self._node(at).attrs]
+
+    def is_virtual(self, name: str) -> bool:
+        """Whether a dataset is a view of others."""
+        return bool(getattr(self._node(name), "is_virtual", False))
+
     def json(self, name: str, at: str = "/", *, optional: bool = False) -> Any:
         """An attribute of JSON."""
         value = self.attribute(name, at, optional=optional)

@@ -62,6 +62,9 @@ class EpisodeGroupsReader(DemoReader):
         self.notes.append(f"{what}: the file does not state its convention")
         return (Part(what, shape[1] if len(shape) == 2 else 1, "unknown"),)
 
+    def _vectors(self, file: Hdf5File, group: str) -> list[str]:
+        return [f"{group}actions", f"{group}robot_state"]
+
     def _length(self, file: Hdf5File, group: str) -> int:
         names = ["actions", *(n for n in ("robot_state",) if file.has(group + n))]
         return common_length(file, [group + name for name in names])

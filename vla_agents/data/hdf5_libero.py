@@ -21,12 +21,14 @@ from vla_agents.embodiment import Camera, Embodiment
 CAMERAS = {"agentview_rgb": "agentview", "eye_in_hand_rgb": "wrist"}
 STATE = ("ee_pos", "ee_ori", "gripper_states")
 FPS = 20.0
+LIBERO_MARKS = ("problem_info", "bddl_file_name")  # attributes of `data` that robomimic's own files lack
 
 
 def is_libero(file: Hdf5File) -> bool:
     """Whether a file has that layout."""
-    marks = ("problem_info", "bddl_file_name")
-    named = file.has("data") and any(file.attribute(m, "data", optional=True) is not None for m in marks)
+    named = file.has("data") and any(
+        file.attribute(m, "data", optional=True) is not None for m in LIBERO_MARKS
+    )
     return named and is_robomimic(file)
 
 

@@ -73,6 +73,11 @@ class RobomimicReader(DemoReader):
         name = group.rstrip("/").split("/")[-1]
         return [mask for mask in file.names("mask") if name in _mask(file, mask)]
 
+    def masks_of(self, index: int) -> list[str]:
+        """The filter keys to which a demo belongs."""
+        with self._opened(self._checked(index)) as file:
+            return self._masks_of(file, self._demos[index].group)
+
     # ---- what they mean -----------------------------------------------------------------------------------
     def _derive(self, file: Hdf5File, group: str) -> Embodiment:
         env = parse_json(file.attribute("env_args", "data", optional=True))
@@ -147,6 +152,9 @@ class RobomimicReader(DemoReader):
         return tuple(parts)
 
     # ---- an episode ---------------------------------------------------------------------------------------
+    def _vectors(self, file: Hdf5File, group: str) -> list[str]:
+        return [f"{group}actions", *(f"{group}obs/{key}" for key in self._state_keys)]
+
     def _length(self, file: Hdf5File, group: str) -> int:
         length = common_length(file, [f"{group}actions", *(f"{group}obs/{key}" for key in self._state_keys)])
         claimed = file.attribute("num_samples", group, optional=True)

@@ -179,3 +179,14 @@ def check_sizes(
                 f"claims {size:,} bytes and {values:,} values in {part.num_rows:,} rows",
                 "no such dataset needs that: " + TAMPERED,
             )
+
+
+def column_names(root: Path, file: Path) -> list[str]:
+    """The columns of a parquet file of the dataset at `root`."""
+    require_inside(root, file)
+    try:
+        return pq.read_schema(file).names
+    except FileNotFoundError:
+        raise DatasetError(file, "the file is missing", COPY) from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(file, f"cannot be read as parquet ({error})", COPY) from error

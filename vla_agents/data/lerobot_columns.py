@@ -28,11 +28,13 @@ class Columns:
     Args:
         index: The dataset's episodes.
         names: Which features; those that hold numbers.
+        cached: Whether what was read last is kept.
     """
 
-    def __init__(self, index: Index, names: Sequence[str]) -> None:
+    def __init__(self, index: Index, names: Sequence[str], *, cached: bool = True) -> None:
         self._index, self._info = index, index.info
         self._types = {name: _type(index, name) for name in names}
+        self._most_bytes = _CACHE_BYTES if cached else 0
         self._row_bytes = sum(8 * self._info.size(name) + 16 for name in names) + 64
         self._footers: OrderedDict[Path, tuple[pq.FileMetaData, np.ndarray]] = OrderedDict()
         self._parts: OrderedDict[tuple[Path, int, int], Rows] = OrderedDict()
@@ -104,7 +106,7 @@ class Columns:
             if key not in self._parts:
                 self._parts[key] = part
                 self._bytes += _nbytes(part)
-            while self._bytes > _CACHE_BYTES and len(self._parts) > 1:
+            while self._bytes > self._most_bytes and len(self._parts) > bool(self._most_bytes):
                 self._bytes -= _nbytes(self._parts.popitem(last=False)[1])
         return (int(ends[first - 1]) if first else 0), part
 

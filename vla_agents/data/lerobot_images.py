@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from vla_agents.data import lerobot
 from vla_agents.data.decode import frames_at
 from vla_agents.data.guards import COPY, require_inside
 from vla_agents.data.lerobot_index import Index
+from vla_agents.data.lerobot_tables import episode_table
 from vla_agents.errors import DatasetError
 
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
@@ -95,44 +94,5 @@ def _content(root: Path, file: Path, key: str, episode: int, frame: int, row: An
 
 
 def _still_rows(index: Index, episode: int, key: str) -> list[Any]:
-    """The entries of one episode, read from the row groups that hold it."""
-    file, first, length = (
-        index.data_file(episode),
-        int(index.first_rows[episode]),
-        int(index.lengths[episode]),
-    )
-    height, width, _ = lerobot.image_shape(index.info.features[key])
-    row_bytes = 4 * height * width + (1 << 16)
-    try:
-        with pa.OSFile(str(file)) as source, pq.ParquetFile(source) as opened:
-            found = _rows_between(opened, file, key, episode, first, first + length, row_bytes)
-            if len(found) != length:
-                found = _rows_between(opened, file, key, episode, 0, None, row_bytes)
-    except FileNotFoundError:
-        raise DatasetError(file, "the file is missing", COPY) from None
-    except (pa.ArrowException, OSError, KeyError) as error:
-        raise DatasetError(file, f"cannot be read as parquet ({error})", COPY) from error
-    if len(found) != length:
-        raise DatasetError(
-            file, f"{key}: episode {episode} has {len(found)} pictures, meta/episodes says {length}", COPY
-        )
-    return found
-
-
-def _rows_between(
-    opened: pq.ParquetFile, file: Path, key: str, episode: int, first: int, stop: int | None, row_bytes: int
-) -> list[Any]:
-    """The entries of an episode in the row groups that overlap these rows."""
-    found: list[Any] = []
-    start = 0
-    for group in range(opened.num_row_groups):
-        end = start + opened.metadata.row_group(group).num_rows
-        if end > first and (stop is None or start < stop):
-            at = opened.read_row_group(group, columns=["episode_index"], use_threads=False).column(0)
-            wanted = np.flatnonzero(at.to_numpy() == episode)
-            if len(wanted):
-                lerobot.check_sizes(opened, file, [key], row_bytes, [group])
-                column = opened.read_row_group(group, columns=[key], use_threads=False).column(0)
-                found += column.take(pa.array(wanted)).to_pylist()
-        start = end
-    return found
+    """The entries of one episode."""
+    return episode_table(index, episode, [key]).column(0).to_pylist()

@@ -15,7 +15,7 @@ from vla_agents.data.base import BaseReader, fitted, require_finite
 from vla_agents.data.episode import Episode
 from vla_agents.data.frames import VideoFiles
 from vla_agents.data.guards import COPY
-from vla_agents.data.lerobot import COMMANDED, EXECUTED, SCALARS
+from vla_agents.data.lerobot import ACTION, COMMANDED, EXECUTED, SCALARS, STATE
 from vla_agents.data.lerobot_columns import Columns, Rows
 from vla_agents.data.lerobot_embodiment import load_embodiment
 from vla_agents.data.lerobot_images import pictures
@@ -23,6 +23,8 @@ from vla_agents.data.lerobot_index import read_index
 from vla_agents.data.lerobot_info import Info
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import DatasetError
+
+_WIDE = 1024  # numbers per step
 
 
 class LeRobotReader(BaseReader):
@@ -43,14 +45,17 @@ class LeRobotReader(BaseReader):
         self.embodiment = (
             stored.embodiment if embodiment is None else fitted(embodiment, stored.embodiment, self.path)
         )
-        self._keys = stored.cameras
+        self.overridden = embodiment is not None
+        self.cameras = stored.cameras  # camera name -> feature
         self.format = f"LeRobot {self.info.version}"
         self.fps = float(self.info.fps)
         self.notes = [] if embodiment is not None else list(stored.notes)
         self._tasks = self._read_tasks() if self.info.total_episodes else []
         self.index = read_index(self.info)
         self._columns = Columns(self.index, self._names)
-        left_out = [key for key in self.info.features if key not in {*self._names, *self._keys.values()}]
+        self._wide = Columns(self.index, [*self._wide_names, "episode_index"], cached=False)
+        shown = {*self._names, *self._wide_names, *self.cameras.values()}
+        left_out = [key for key in self.info.features if key not in shown]
         if left_out:
             self.notes.append(f"columns that no episode shows: {', '.join(left_out)}")
 
@@ -84,12 +89,24 @@ class LeRobotReader(BaseReader):
         return found if isinstance(found, dict) else {}
 
     def columns(self) -> dict[str, np.ndarray]:
-        """All numbers of the dataset, in the order of the episodes: feature -> (N,) or (N, D)."""
-        return self._columns.all(self._names)
+        """All numbers of the dataset, in the order of the episodes: feature -> (N,) or (N, D).
+
+        State and action are there as `observation.state` and `action`, whatever the dataset calls them.
+        """
+        found = self._columns.all(self._names)
+        for name, keys in ((STATE, self.info.state_keys), (ACTION, self.info.action_keys)):
+            if keys and keys != (name,):
+                found[name] = np.concatenate([found[key] for key in keys], axis=1)
+        return found
 
     def camera_key(self, camera: str) -> str:
         """The feature of a camera, e.g. `"observation.images.front"`."""
-        return self._keys[camera]
+        return self.cameras[camera]
+
+    def tasks(self, index: int) -> tuple[str, ...]:
+        """The instruction of each step of one episode."""
+        index = self._checked(index)
+        return self._tasks_of(index, self._columns.rows(index))
 
     def rows(self, index: int) -> Rows:
         """The numbers of one episode by feature: views, not to be written to."""
@@ -103,18 +120,18 @@ class LeRobotReader(BaseReader):
         """The pictures of one camera, uint8 (H, W, 3), one by one."""
         index = self._checked(index)
         stamps = self._columns.rows(index)["timestamp"]
-        return pictures(self.index, index, self._keys[camera], stamps, np.arange(len(stamps)))
+        return pictures(self.index, index, self.cameras[camera], stamps, np.arange(len(stamps)))
 
     def frames(self, index: int, camera: str, steps: np.ndarray) -> np.ndarray:
         """Some pictures of one episode, in any order: uint8 (n, H, W, 3)."""
         index = self._checked(index)
         chosen, back = np.unique(steps, return_inverse=True)
         stamps = self._columns.rows(index)["timestamp"]
-        return np.stack(list(pictures(self.index, index, self._keys[camera], stamps, chosen)))[back]
+        return np.stack(list(pictures(self.index, index, self.cameras[camera], stamps, chosen)))[back]
 
     def videos(self, camera: str) -> VideoFiles | None:
         """Which video holds each episode of a camera; None where its pictures are stored one by one."""
-        key = self._keys[camera]
+        key = self.cameras[camera]
         if not self.info.is_video(key):
             return None
         files = [self.index.video_file(k, key) for k in range(len(self))]
@@ -125,6 +142,14 @@ class LeRobotReader(BaseReader):
             start=np.array([self.index.video_start(k, key) for k in range(len(self))], np.float64),
             fps=self.info.fps,
         )
+
+    def wide(self, index: int) -> dict[str, np.ndarray]:
+        """Extras too large to be read with an episode's numbers (depth pictures): name -> (T, ...)."""
+        index = self._checked(index)
+        if not self._wide_names:
+            return {}
+        rows = self._wide.rows(index)
+        return {name: rows[name].copy() for name in self._wide_names}
 
     def read(self, index: int, *, images: bool = True) -> Episode:
         """One whole episode; `images=False` skips decoding (then `images` is empty)."""
@@ -153,7 +178,7 @@ class LeRobotReader(BaseReader):
             repeated=_or(scalar[lerobot.REPEATED], no.copy()),
             metadata=self.metadata(index),
             tasks=None if len(set(tasks)) == 1 else tasks,
-            extras={name: rows[name].copy() for name in self.extras},
+            extras={name: rows[name].copy() for name in self.extras} | (self.wide(index) if images else {}),
         )
 
     # ---- inside -------------------------------------------------------------------------------------------
@@ -178,7 +203,15 @@ class LeRobotReader(BaseReader):
             for key in self.info.features
             if key not in self._vectors and self.info.numeric_dtype(key) is not None
         ]
-        return [*self._vectors, *rest]
+        return [*self._vectors, *(key for key in rest if key not in self._wide_names)]
+
+    @cached_property
+    def _wide_names(self) -> list[str]:
+        """Columns of numbers so large that they are read on their own."""
+        sizes = {
+            key: self.info.size(key) for key in self.info.features if self.info.numeric_dtype(key) is not None
+        }
+        return [key for key, size in sizes.items() if size > _WIDE and key not in self._vectors]
 
     def _read_tasks(self) -> list[str]:
         if self.info.version == lerobot.VERSION:
