@@ -1,7 +1,8 @@
 """Which windows come when: functions of (seed, step, rank), so that there is no position to save and none to lose.
 
 Both orders have `rows(step, count, rank, world)`: the windows of `count` micro-batches of one optimiser step on one of
-`world` processes. However many workers load them, and wherever a run is taken up again, the rows are the same.
+`world` processes. A step's samples depend on how many they are together, not on how they are cut into micro-batches and
+processes. However many workers load them, and wherever a run is taken up again, the rows are the same.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ class Draws:
     Args:
         weights: (N,), need not add up to 1.
         batch_size: Samples per micro-batch.
-        seed: The draw of step s on rank r depends on (seed, s, r) alone.
+        seed: The draw of step s depends on (seed, s) alone.
     """
 
     def __init__(self, weights: np.ndarray, batch_size: int, seed: int = 0) -> None:
@@ -43,8 +44,9 @@ class Draws:
 
     def rows(self, step: int, count: int = 1, rank: int = 0, world: int = 1) -> np.ndarray:
         """int64 (count, batch_size)."""
-        rng = np.random.default_rng([self.seed, step, rank, 0xBC])
-        draws = rng.random((count, self.batch_size))
+        mine = count * self.batch_size
+        draws = np.random.default_rng([self.seed, step, 0, 0xBC]).random(world * mine)
+        draws = draws[rank * mine : (rank + 1) * mine].reshape(count, self.batch_size)
         return np.minimum(np.searchsorted(self._cumulative, draws, side="right"), self._last)
 
 
@@ -81,8 +83,8 @@ class Epochs:
 
     def rows(self, step: int, count: int = 1, rank: int = 0, world: int = 1) -> np.ndarray:
         """int64 (count, batch_size)."""
-        micro = (step * count + np.arange(count)) * world + rank
-        at = micro[:, None] * self.batch_size + np.arange(self.batch_size)
+        mine = count * self.batch_size
+        at = ((step * world + rank) * mine + np.arange(mine)).reshape(count, self.batch_size)
         numbers, places = np.divmod(at, self.length)
         found = np.empty(at.shape, np.int64)
         for number in np.unique(numbers):
