@@ -274,6 +274,7 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         ConfigError: An option that does not exist, or is for other checkpoints, or has to be given and is not.
         EmbodimentMismatchError: The env senses or does something else than the policy was trained on.
     """
+    from vla_agents.bodies import choose_body
     from vla_agents.chunking import make_chunker
     from vla_agents.policies.checkpoint import load_policy
     from vla_agents.policies.starvla_options import policy_options
@@ -290,10 +291,14 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     chunker = overrides.get("chunker") or make_chunker(
         policy.default_execute if execute is None else execute, policy.horizon, ensemble
     )
-    transforms, body = tuple(overrides.get("transforms", ())), overrides.get("embodiment")
-    if is_relative(policy.embodiment):
-        body = body or (None if env is None else embodiment_of(env))
-        transforms = with_relative_actions(transforms, body, policy=f"checkpoint {path}")
+    body = overrides.get("embodiment")
+    wanted = body or (None if env is None else embodiment_of(env))
+    transforms = tuple(overrides.get("transforms", ()))
+    if "transforms" not in overrides and policy.bodies:
+        found = choose_body(policy.bodies, policy.embodiment, wanted, policy=f"checkpoint {path}")
+        transforms, body = found.transforms, found.embodiment
+    elif is_relative(policy.embodiment):
+        transforms, body = with_relative_actions(transforms, wanted, policy=f"checkpoint {path}"), wanted
     agent = PolicyAgent(policy, chunker=chunker, transforms=transforms, embodiment=body)
     if env is not None:
         agent.embodiment.require(embodiment_of(env), ours=f"checkpoint {path}", theirs="env")

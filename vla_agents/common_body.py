@@ -7,17 +7,15 @@ parts out of what the policy plans.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from vla_agents.embodiment import Camera, Embodiment, Part
-from vla_agents.errors import ConfigError, UnknownNameError
+from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer, VectorStats
 from vla_agents.transforms import Observation, Transform
 
@@ -219,22 +217,3 @@ def _cameras(bodies: Sequence[Embodiment]) -> tuple[Camera, ...]:
                     "give all pictures one size (Pictures(size=...)), turn them (TurnImages), or rename one",
                 )
     return tuple(found.values())
-
-
-def save_members(path: str | Path, members: Mapping[str, IntoCommonBody]) -> None:
-    """Write each member's way into the common body as JSON, to act with one of the bodies later."""
-    text = json.dumps({name: member.to_dict() for name, member in members.items()}, indent=2)
-    Path(path).write_text(text + "\n", encoding="utf-8")
-
-
-def load_member(path: str | Path, name: str) -> IntoCommonBody:
-    """Read one member written by `save_members`; put it among the transforms of `load_agent`."""
-    try:
-        data = json.loads(Path(path).read_text(encoding="utf-8"))
-        if name not in data:
-            raise UnknownNameError(f"member of {path}", name, data)
-        return IntoCommonBody.from_dict(data[name])
-    except UnknownNameError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(f"{path}: not the members of a common body ({error!r})") from error

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vla_agents.bodies import Body
 from vla_agents.common_body import IntoCommonBody, common_body
 from vla_agents.data.orders import shares
 from vla_agents.data.windows import WindowDataset
@@ -32,7 +33,7 @@ class Mixture:
     Attributes:
         names: Of the parts.
         embodiment: The common body.
-        members: Name -> the way from a part's body into the common one; acting with that body needs it.
+        members: Name -> the way from a part's body into the common one.
         shares: float64 (E,): of the samples.
         dataset_of: int64 (N,): which part each window is of.
         step_of: int64 (N,): its index within its episode.
@@ -123,6 +124,14 @@ class Mixture:
         view.__dict__.update(self.__dict__)
         view._set_parts(parts, self.shares)  # type: ignore[arg-type]
         return view
+
+    def bodies(self) -> dict[str, Body]:
+        """Each dataset's body, and what lies between it and the windows: what a checkpoint needs for acting."""
+        return {
+            name: Body(body.embodiment, (*body.transforms, self.members[name]))
+            for name, part in zip(self.names, self.parts, strict=True)
+            for body in part.bodies().values()
+        }
 
     # ---- statistics ---------------------------------------------------------------------------------------
     def statistics_of(self, name: str) -> dict[str, VectorStats]:

@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from vla_agents.bodies import Body, can_be_kept
 from vla_agents.data.episode import EpisodeReader
 from vla_agents.data.store import Pictures, load_store
 from vla_agents.embodiment import Embodiment
@@ -201,6 +202,14 @@ class WindowDataset:
         batch = self.get_batch([index % len(self)])
         images = {name: frames[0] for name, frames in batch.pop("images").items()}
         return {"images": images, **{name: value[0] for name, value in batch.items()}}
+
+    def bodies(self) -> dict[str, Body]:
+        """The body the data are of, and what lies between it and the windows: what a checkpoint needs for acting.
+
+        Empty where `transforms` were given, which a checkpoint cannot keep.
+        """
+        steps = self.transform.transforms
+        return {self._body.name: Body(self._body, steps)} if can_be_kept(steps) else {}
 
     def split(self, validation_fraction: float, seed: int = 0) -> tuple[WindowDataset, WindowDataset]:
         """Two views `(training, validation)` by whole episodes; pictures are not copied.

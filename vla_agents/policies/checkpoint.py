@@ -4,6 +4,7 @@
     policy.yaml         kind and configuration
     embodiment.json     what observations and actions mean
     stats.json          normalisation statistics and modes
+    bodies.json         what lies between the policy and the bodies it was trained on, where anything does
     vlm/                config, tokenizer and pixel settings of the VLM (no weights)
     fast/               the action tokenizer (Qwen-FAST only)
 
@@ -18,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from vla_agents.bodies import check_bodies, load_bodies, save_bodies
 from vla_agents.config import from_dict, load_yaml, save_yaml, to_dict
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import CheckpointError, ConfigError
@@ -94,6 +96,7 @@ def save_policy(
         save_yaml(config, temporary / "policy.yaml")
         policy.embodiment.save(temporary / "embodiment.json")
         save_normalizers(temporary / "stats.json", policy.normalizers)
+        save_bodies(temporary, policy.bodies)
         policy.save_parts(temporary)
 
     return write_checkpoint(policy, folder, write, attach)
@@ -174,6 +177,8 @@ def load_policy(
     with uninitialized():
         backbone = load_backbone(folder / "vlm", weights=False, **_options(config))
         policy = cls(config, backbone, embodiment, normalizers, **cls.load_parts(folder))
+    policy.bodies = load_bodies(folder)
+    check_bodies(policy.bodies, embodiment, folder)
     if config.lora == saved.lora and (not saved.lora.rank or config.freeze == saved.freeze):
         prepare_learning(policy)
         _read_weights(policy, folder / "model.safetensors", kind)

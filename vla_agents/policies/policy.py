@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vla_agents.bodies import Body
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ActionError, ConfigError, ObservationError
 from vla_agents.normalize import Normalizer
@@ -108,6 +109,7 @@ class Policy(nn.Module):
 
     Attributes:
         continues: Whether chunks can go on from a prefix (real-time chunking).
+        bodies: What lies between the policy and the bodies it was trained on, by name (see `vla_agents.bodies`).
     """
 
     continues = False
@@ -130,6 +132,7 @@ class Policy(nn.Module):
         self.normalizers = dict(normalizers)
         self.horizon = horizon
         self.default_execute = default_execute
+        self.bodies: dict[str, Body] = {}
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, each a mean over the valid entries of the batch."""
