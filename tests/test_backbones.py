@@ -251,11 +251,11 @@ def test_a_model_that_no_backbone_reads(tmp_path: Path) -> None:
     assert set(EVERY_FAMILY) <= set(BACKBONES)
 
 
-def _changed(family: str, tmp_path: Path, file: str, old: str, new: str) -> Path:
+def _changed(family: str, tmp_path: Path, file: str, old: str, new: str, count: int = -1) -> Path:
     folder = Path(shutil.copytree(vlm_folder(family), tmp_path / family))
     text = (folder / file).read_text()
     assert old in text
-    (folder / file).write_text(text.replace(old, new))
+    (folder / file).write_text(text.replace(old, new, count))
     return folder
 
 
@@ -270,6 +270,14 @@ def test_a_tokenizer_without_the_special_tokens(family: str, old: str, message: 
     with pytest.raises(ConfigError) as caught:
         load_backbone(folder, weights=False)
     assert message in str(caught.value)
+
+
+def test_a_florence_for_remote_code(tmp_path: Path) -> None:
+    folder = _changed(
+        "florence2", tmp_path, "config.json", "{", '{"auto_map": {"AutoConfig": "their.Code"},', 1
+    )
+    with pytest.raises(CheckpointError, match=r"never run here\n.*florence-community"):
+        load_backbone(folder, weights=True)
 
 
 def test_settings_that_a_backbone_has_no_use_for() -> None:

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vla_agents.errors import ConfigError
+from vla_agents.errors import CheckpointError, ConfigError
 from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries
 from vla_agents.policies.backbones import reading
 from vla_agents.policies.pictures import PictureSettings
@@ -87,10 +87,16 @@ class Florence2Backbone(Backbone):
 
         torch_dtype = getattr(torch, dtype)
         with reading(source):
+            config = AutoConfig.from_pretrained(str(source))
+            if getattr(config, "auto_map", None):
+                raise CheckpointError(
+                    source,
+                    "files for code that comes with the model, which is never run here",
+                    "take the converted ones, e.g. florence-community/Florence-2-base",
+                )
             if weights:
                 model = Florence2ForConditionalGeneration.from_pretrained(str(source), dtype=torch_dtype)
             else:
-                config = AutoConfig.from_pretrained(str(source))
                 model = Florence2ForConditionalGeneration._from_config(config, dtype=torch_dtype)
                 model.tie_weights()  # see `uninitialized`
             tokenizer = AutoTokenizer.from_pretrained(str(source))
