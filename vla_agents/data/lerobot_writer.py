@@ -44,7 +44,7 @@ class LeRobotWriter(StepWriter):
         fps: Nominal rate, a whole number; the embodiment's `control_hz` by default.
         robot_type: LeRobot's field of that name; the embodiment's name by default.
         codec: `"h264"` or `"av1"`.
-        crf: Quality; lower is closer to the original (see docs/data.md for measured errors).
+        crf: Quality; lower is closer to the original (measured in docs/data.md); None chooses by size.
         preset: The encoder's speed; None for a fast one.
         pix_fmt: `"yuv420p"`, `"yuv444p"`, or None to choose by size (see `VideoSettings`).
         options: `resume`, `durable`, `metadata`, `late_frames`, ... (see `StepWriter`).
@@ -60,7 +60,7 @@ class LeRobotWriter(StepWriter):
         fps: int | None = None,
         robot_type: str | None = None,
         codec: str = "h264",
-        crf: int = 18,
+        crf: int | None = None,
         preset: str | None = None,
         pix_fmt: str | None = None,
         **options: Unpack[WriterOptions],

@@ -30,7 +30,7 @@ class VideoSettings:
         width: Columns.
         fps: Frames per second; frame k is shown at k / fps.
         codec: `"h264"` or `"av1"`.
-        crf: Constant rate factor; lower is closer to the original.
+        crf: Constant rate factor; lower is closer to the original. None: 18 for small pictures, 20 for larger ones.
         preset: The encoder's speed, or None for a fast one.
         pix_fmt: `"yuv420p"`, `"yuv444p"`, or None: full colour resolution for small pictures, whose coloured
             parts are a few pixels wide, and the usual 4:2:0 for larger ones.
@@ -43,7 +43,7 @@ class VideoSettings:
         fps: int,
         *,
         codec: str = "h264",
-        crf: int = 18,
+        crf: int | None = None,
         preset: str | None = None,
         pix_fmt: str | None = None,
     ) -> None:
@@ -58,7 +58,8 @@ class VideoSettings:
                 f"pictures of {height}x{width} cannot be stored as {codec} yuv420p, which needs even sizes",
                 "use codec='h264' with pix_fmt='yuv444p', or an even size",
             )
-        self.height, self.width, self.fps, self.codec, self.crf = height, width, fps, codec, crf
+        self.height, self.width, self.fps, self.codec = height, width, fps, codec
+        self.crf = (18 if small else 20) if crf is None else crf
         self.pix_fmt, self.small, self.g = pix_fmt, small, 2
         self.preset = preset or ("superfast" if small and codec == "h264" else PRESETS[codec])
 
@@ -66,18 +67,11 @@ class VideoSettings:
         """The encoder's options."""
         options = {"crf": str(self.crf), "preset": self.preset, "g": str(self.g)}
         if self.codec == "h264":
-            options |= {
-                "bf": "0",
-                "tune": "zerolatency",
-            }  # no picture waits in the encoder: it could be lost there
-            if (
-                self.small
-            ):  # a search over a few pixels suffices, and its tables are most of the set-up's cost
+            # No picture waits in the encoder, where it could be lost.
+            options |= {"bf": "0", "tune": "zerolatency"}
+            # For a few pixels a small search suffices, and its tables are most of the set-up's cost.
+            if self.small:
                 options["x264-params"] = "subme=0:merange=4:trellis=0"
-            elif (
-                self.preset == "ultrafast"
-            ):  # smaller and no worse than superfast, for two thirds of its time
-                options["x264-params"] = "cabac=1"
         else:
             options["svtav1-params"] = "lp=1:pred-struct=1"  # low delay
         return options
