@@ -163,6 +163,30 @@ def test_the_label_is_what_was_sent_unless_it_was_disturbed_on_purpose(disturbed
     assert disturbed or any(step.commanded is not None for step in steps)
 
 
+def test_recorder_takes_the_real_times_of_observations() -> None:
+    class Timed(type(make_env(ENV_ID).unwrapped)):  # type: ignore[misc]
+        """Says when the observation it gives was taken."""
+
+        def _stamped(self, info: dict[str, Any]) -> dict[str, Any]:
+            times = {"state": 100.0 + self._steps, "front": 99.5 + self._steps, "wrist": float("-inf")}
+            return info | {"capture_times": times}
+
+        def reset(self, **options: Any) -> Any:
+            obs, info = super().reset(**options)
+            return obs, self._stamped(info)
+
+        def step(self, action: Any) -> Any:
+            *rest, info = super().step(action)
+            return *rest, self._stamped(info)
+
+    writer = MemoryWriter(make_embodiment())
+    env = Timed()
+    rollout(env, ExpertAgent(env), [1], [Recorder(writer)])
+    steps = writer.saved[0][2]
+    assert [step.time for step in steps] == [100.0 + k for k in range(len(steps))]
+    assert [step.camera_times for step in steps] == [{"front": 99.5 + k} for k in range(len(steps))]
+
+
 def test_recorder_does_not_invent_a_judgement() -> None:
     class Unjudged(type(make_env(ENV_ID).unwrapped)):  # type: ignore[misc]
         def step(self, action: Any) -> Any:

@@ -9,19 +9,20 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from data_examples import ACTION, ARM, STATE, assert_is_example, check_as_lerobot, record
+from data_examples import ACTION, ARM, STATE, assert_is_example, check_as_lerobot, make_steps, record
 
 from vla_agents.data import Episode, Step, atomic, create_dataset, journal, lerobot, open_dataset, streaming
 from vla_agents.data.recorder import StepWriter
 from vla_agents.data.video import VideoEncoder
 from vla_agents.embodiment import Camera, Embodiment
-from vla_agents.errors import ConfigError, DatasetError, RecordingError
+from vla_agents.errors import ConfigError, DatasetError, ObservationError, RecordingError
 
 
 def test_the_label_is_told_beside_the_numbers(tmp_path: Path) -> None:
@@ -55,6 +56,31 @@ def test_a_dataset_of_an_older_version_can_be_continued(tmp_path: Path) -> None:
     reader = open_dataset(tmp_path / "d")
     for k in range(3):
         assert_is_example(reader.read(k), k, executed=k == 2)
+
+
+@pytest.mark.parametrize("format", ["lerobot", "hdf5"])
+def test_when_each_camera_took_its_picture(format: str, tmp_path: Path) -> None:
+    options = {"camera_times": True} if format == "lerobot" else {}
+    steps = make_steps(3, 5)
+    for k, step in enumerate(steps):
+        step.camera_times = {} if k == 2 else {"front": step.time - 0.01, "wrist": step.time - 0.02 * k}
+    for part in (steps[:3], steps[3:]):  # the second time, the dataset itself says that it holds them
+        with create_dataset(tmp_path / "d", ARM, format, resume=True, **options) as writer:
+            writer.begin("look")
+            for step in part:
+                writer.add(step)
+            writer.save()
+            writer.begin("wrong")
+            with pytest.raises(ObservationError, match="not finite"):
+                writer.add(replace(steps[0], camera_times={"front": float("nan")}))
+        options = {}
+    found = [step for k in range(2) for step in open_dataset(tmp_path / "d").read(k).steps()]
+    for step, expected in zip(found, steps, strict=True):
+        assert step.time == expected.time
+        times = expected.camera_times or dict.fromkeys(ARM.camera_names, expected.time)
+        assert step.camera_times == times
+    if format == "lerobot":
+        assert check_as_lerobot(tmp_path / "d") == 2
 
 
 # ---- encoders that are late --------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ class _Tape:
     steps: list[Step] = field(default_factory=list)
     judged: bool = False
     lost: bool = False  # the disk refused it
+    times: dict[str, float] = field(default_factory=dict)  # when the coming observation was taken
     result: EpisodeResult | None = None
 
 
@@ -84,6 +85,7 @@ class Recorder(Listener):
             k: v for k, v in info.items() if isinstance(v, str | bool | int | float) and k not in _OUTCOMES
         }
         tape = _Tape(str(obs["instruction"]), {**self._metadata, **plain, "seed": seed})
+        tape.times = _times(info)
         self._line.append(tape)
         self._of_slot[slot] = tape
         if self._streaming:
@@ -94,19 +96,22 @@ class Recorder(Listener):
         """Record a tick."""
         tape = self._of_slot[slot]
         tape.judged = "success" in step.info
+        images = step.obs.get("images", {})
         label, executed, commanded = _actions(step)
         tick = Step(
-            images=step.obs.get("images", {}),
+            images=images,
             state=step.obs.get("state"),
             action=label,
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,
             intervened=bool(step.info.get("intervened", False)),
-            time=step.time,
+            time=tape.times.get("state", step.time),
+            camera_times={name: t for name, t in tape.times.items() if name in images},
             executed=executed,
             commanded=commanded,
         )
+        tape.times = _times(step.info)
         if self._streaming:
             if not tape.lost:
                 with self._told(tape):
@@ -182,3 +187,8 @@ def _actions(step: StepEvent) -> tuple[np.ndarray, np.ndarray | None, np.ndarray
     if sent is None or np.array_equal(sent, step.action):
         return step.action, None, None
     return np.asarray(sent), None, step.action
+
+
+def _times(info: dict[str, Any]) -> dict[str, float]:
+    """When the observation that comes with this info was really taken: camera (or `"state"`) -> monotonic seconds."""
+    return {name: float(t) for name, t in info.get("capture_times", {}).items() if np.isfinite(t)}

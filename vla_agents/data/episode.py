@@ -12,6 +12,8 @@ import numpy as np
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ActionError, ObservationError
 
+CAMERA_TIME = "capture_time."  # and the camera's name
+
 
 @dataclass
 class Step:
@@ -30,6 +32,7 @@ class Step:
         executed: float32 (D,): what was really sent, where that differs from the label (noise).
         commanded: float32 (D,): what the agent asked for, where that differs from the label (limits of a robot).
         repeated: A camera's picture is that of an earlier step, because the recorder could not keep up.
+        camera_times: Camera name -> monotonic time at which its picture was taken, where that is known.
     """
 
     images: dict[str, np.ndarray]
@@ -43,6 +46,7 @@ class Step:
     executed: np.ndarray | None = None
     commanded: np.ndarray | None = None
     repeated: bool = False
+    camera_times: dict[str, float] = field(default_factory=dict)
 
     def check(self, embodiment: Embodiment) -> None:
         """Raise `ObservationError` / `ActionError` unless the step fits the embodiment and is finite."""
@@ -87,7 +91,8 @@ class Episode:
         repeated: bool (T,): a camera's picture is that of an earlier step.
         metadata: JSON-able facts (seed, renderer, package versions, ...).
         tasks: The instruction of each step, where it changes inside the episode, else None.
-        extras: What else a dataset holds for each step: name -> numbers (T, ...).
+        extras: What else a dataset holds for each step: name -> numbers (T, ...); `"capture_time.front"` is when the
+            camera `front` took its pictures.
     """
 
     embodiment: Embodiment
@@ -122,6 +127,11 @@ class Episode:
 
     def steps(self) -> Iterator[Step]:
         """The ticks, one by one."""
+        cameras = {
+            key.removeprefix(CAMERA_TIME): values
+            for key, values in self.extras.items()
+            if key.startswith(CAMERA_TIME) and values.ndim == 1
+        }
         for t in range(len(self)):
             yield Step(
                 images={name: frames[t] for name, frames in self.images.items()},
@@ -135,6 +145,7 @@ class Episode:
                 executed=None if self.executed is None else self.executed[t],
                 commanded=None if self.commanded is None else self.commanded[t],
                 repeated=bool(self.repeated[t]),
+                camera_times={name: float(times[t]) for name, times in cameras.items()},
             )
 
     @classmethod
@@ -170,6 +181,7 @@ class Episode:
             commanded=stacked_or_none(steps, "commanded"),
             repeated=np.array([s.repeated for s in steps], bool),
             metadata=dict(metadata or {}),
+            extras=camera_times(embodiment, steps),
         )
 
 
@@ -233,6 +245,16 @@ class EpisodeReader(Protocol):
 
     def frames(self, index: int, camera: str, steps: np.ndarray) -> np.ndarray:
         """Some pictures of one episode, in any order: uint8 (n, H, W, 3)."""
+
+
+def camera_times(embodiment: Embodiment, steps: list[Step]) -> dict[str, np.ndarray]:
+    """`"capture_time.<camera>"` -> float64 (T,), the step's own time where a camera's is not known; empty where none is."""
+    if not any(step.camera_times for step in steps):
+        return {}
+    return {
+        CAMERA_TIME + name: np.array([s.camera_times.get(name, s.time) for s in steps], np.float64)
+        for name in embodiment.camera_names
+    }
 
 
 def stacked_or_none(steps: list[Step], name: str) -> np.ndarray | None:

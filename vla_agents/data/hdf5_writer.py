@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack
 import numpy as np
 
 from vla_agents.data import atomic
-from vla_agents.data.episode import Step, stacked_or_none
+from vla_agents.data.episode import Step, camera_times, stacked_or_none
 from vla_agents.data.hdf5 import DATASET, FLAGS, FORMAT, VERSION, Hdf5Reader, episode_file
 from vla_agents.data.journal import CameraLog
 from vla_agents.data.numbers import json_text
@@ -137,9 +137,9 @@ class Hdf5Writer(StepWriter):
             self._logs[camera].block(len(frames), compressed)
 
     def _block(self, camera: Camera) -> int:
-        """Pictures compressed together: few enough that not half a second is lost when the process dies."""
+        """Pictures compressed together: few enough that little time is lost when the process dies."""
         size = camera.height * camera.width * 3
-        return max(1, min(16, int(self.fps / 2), _BLOCK // size))
+        return max(1, min(16, int(self.fps / 4), _BLOCK // size))
 
     def _options(self) -> dict[str, Any]:
         return {"format": "hdf5", "fps": self.fps, "compression": "gzip" if self._compression else "none"}
@@ -190,6 +190,7 @@ def _stacked(embodiment: Embodiment, steps: list[Step]) -> dict[str, np.ndarray]
         values = stacked_or_none(steps, name)
         if values is not None:
             found[name] = values
+    found |= {f"extras/{name}": values for name, values in camera_times(embodiment, steps).items()}
     if any(s.repeated for s in steps):
         found["repeated"] = np.array([s.repeated for s in steps], bool)
     return found

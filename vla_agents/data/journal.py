@@ -1,7 +1,7 @@
 """A journal of the open episode: rows and compressed pictures reach the disk while they are recorded.
 
 It is a net, and nothing else: a saved episode does not need it, and it is removed by the save. When the process dies,
-`repair` makes an episode of it. A thread appends what has come since, four times a second, so that the recording never
+`repair` makes an episode of it. A thread appends what has come since, five times a second, so that the recording never
 waits for the disk, and an episode shorter than that costs no file at all.
 
     bytes 0-5   VLAJ1\\n
@@ -18,12 +18,13 @@ The first record that is cut short or damaged ends the journal.
 from __future__ import annotations
 
 import logging
+import math
 import struct
 import threading
 import time
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,7 +38,7 @@ logger = logging.getLogger(__name__)
 MAGIC = b"VLAJ1\n"
 FILE = "episode.journal"
 HEAD, STEP, PACKET, IN_FILE, BLOCK = range(5)
-PERIOD = 0.25  # seconds between two appends
+PERIOD = 0.2  # seconds between two appends
 SYNC = 1.0  # seconds between two fsyncs, where the recording is durable
 PENDING = 64 << 20  # bytes that may wait for a slow disk; beyond, the episode goes on without a journal
 LONGEST = 1 << 28  # bytes of a record
@@ -45,7 +46,7 @@ _RECORD = struct.Struct("<IIB")
 _PICTURE = struct.Struct("<HI")
 _PLACE = struct.Struct("<HIQII")
 _COUNTED = struct.Struct("<HII")
-_ROW = struct.Struct("<BddHH")
+_ROW = struct.Struct("<BddHHB")
 _FLAGS = ("terminated", "truncated", "intervened", "repeated")
 
 
@@ -215,27 +216,29 @@ def records(path: Path) -> Iterator[tuple[int, bytes, int]]:
             at += _RECORD.size + length
 
 
-def pack_step(step: Step) -> bytes:
-    """A row without its pictures, exact to the bit."""
+def pack_step(step: Step, cameras: Sequence[str]) -> bytes:
+    """A row without its pictures, exact to the bit; `cameras` gives the order of their times."""
     vectors = (step.state, step.action, step.executed, step.commanded)
     flags = sum(bool(getattr(step, name)) << k for k, name in enumerate(_FLAGS))
     flags |= sum((vector is not None) << (4 + k) for k, vector in enumerate(vectors))
     state = 0 if step.state is None else len(step.state)
-    start = _ROW.pack(flags, step.time, step.reward, state, len(step.action))
-    return start + b"".join(np.asarray(v, np.float32).tobytes() for v in vectors if v is not None)
+    times = [step.camera_times.get(name, math.nan) for name in cameras] if step.camera_times else []
+    start = _ROW.pack(flags, step.time, step.reward, state, len(step.action), len(times))
+    numbers = b"".join(np.asarray(v, np.float32).tobytes() for v in vectors if v is not None)
+    return start + numbers + struct.pack(f"<{len(times)}d", *times)
 
 
-def unpack_step(content: bytes) -> Step:
+def unpack_step(content: bytes, cameras: Sequence[str]) -> Step:
     """The inverse of `pack_step`."""
-    flags, moment, reward, state, action = _ROW.unpack_from(content)
+    flags, moment, reward, state, action, timed = _ROW.unpack_from(content)
     at = _ROW.size
     found: list[np.ndarray | None] = [None] * 4
     for k, size in enumerate((state, action, action, action)):
         if flags >> (4 + k) & 1:
             found[k] = np.frombuffer(content, np.float32, size, at).copy()
             at += 4 * size
-    label = found[1]
-    if label is None or at != len(content):
+    label, times = found[1], struct.unpack_from(f"<{timed}d", content, at)
+    if label is None or at + 8 * timed != len(content):
         raise ValueError("not a row")
     return Step(
         images={},
@@ -245,6 +248,7 @@ def unpack_step(content: bytes) -> Step:
         time=moment,
         executed=found[2],
         commanded=found[3],
+        camera_times={n: t for n, t in zip(cameras, times, strict=False) if not math.isnan(t)},
         **{name: bool(flags >> k & 1) for k, name in enumerate(_FLAGS)},
     )
 

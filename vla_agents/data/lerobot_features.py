@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from vla_agents.data.episode import CAMERA_TIME
 from vla_agents.data.lerobot import (
     ACTION,
     COMMANDED,
@@ -17,7 +18,9 @@ from vla_agents.embodiment import Embodiment, Part
 from vla_agents.errors import ConfigError
 
 
-def make_features(embodiment: Embodiment, video_info: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def make_features(
+    embodiment: Embodiment, video_info: dict[str, dict[str, Any]], *, camera_times: bool = False
+) -> dict[str, dict[str, Any]]:
     """The `features` of info.json; `video_info` is camera name -> LeRobot's `info` entry."""
     features: dict[str, dict[str, Any]] = {}
     for camera in embodiment.cameras:
@@ -39,6 +42,8 @@ def make_features(embodiment: Embodiment, video_info: dict[str, dict[str, Any]])
     features[COMMANDED] = _vector(embodiment.action)
     for name, dtype in SCALARS.items():
         features[name] = {"dtype": dtype, "shape": [1], "names": None}
+    for camera in embodiment.cameras if camera_times else ():
+        features[CAMERA_TIME + camera.name] = {"dtype": "float64", "shape": [1], "names": None}
     return features
 
 

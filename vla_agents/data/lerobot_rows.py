@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vla_agents.data import lerobot
-from vla_agents.data.episode import Step, stacked_or_none
+from vla_agents.data.episode import CAMERA_TIME, Step, stacked_or_none
 from vla_agents.embodiment import Embodiment
 
 
@@ -52,7 +52,7 @@ class EpisodeRows:
         return found
 
     def data(self, vectors: dict[str, np.ndarray]) -> pa.Table:
-        """The content of the data file."""
+        """The content of the data file, and columns that only some datasets have."""
         steps, length = self.steps, len(self.steps)
         terminated = np.array([s.terminated for s in steps], bool)
         truncated = np.array([s.truncated for s in steps], bool)
@@ -72,6 +72,8 @@ class EpisodeRows:
             "index": frames + self.first,
             "task_index": np.full(length, self.task),
         }
+        for name in self.body.camera_names:
+            scalars[CAMERA_TIME + name] = np.array([s.camera_times.get(name, s.time) for s in steps])
         columns = {name: _vector_array(values) for name, values in vectors.items()}
         return pa.table(columns | {name: pa.array(values) for name, values in scalars.items()})
 

@@ -47,6 +47,7 @@ class LeRobotWriter(StepWriter):
         crf: Quality; lower is closer to the original (measured in docs/data.md); None chooses by size.
         preset: The encoder's speed; None for a fast one.
         pix_fmt: `"yuv420p"`, `"yuv444p"`, or None to choose by size (see `VideoSettings`).
+        camera_times: Also store when each camera took its picture (`Step.camera_times`), for robots.
         options: `resume`, `durable`, `metadata`, `late_frames`, ... (see `StepWriter`).
     """
 
@@ -63,6 +64,7 @@ class LeRobotWriter(StepWriter):
         crf: int | None = None,
         preset: str | None = None,
         pix_fmt: str | None = None,
+        camera_times: bool = False,
         **options: Unpack[WriterOptions],
     ) -> None:
         rate = embodiment.control_hz if fps is None else fps
@@ -80,7 +82,7 @@ class LeRobotWriter(StepWriter):
             for c in embodiment.cameras
         }
         info = {name: settings.info() for name, settings in self._settings.items()}
-        features = make_features(embodiment, info)
+        features = make_features(embodiment, info, camera_times=camera_times)
         self._features_text = json.dumps(features)  # most of info.json, and constant
         self._columns = [key for key, feature in features.items() if feature["dtype"] != "video"]
         self._statistics = Statistics(embodiment)

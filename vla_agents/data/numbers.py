@@ -61,4 +61,5 @@ def without_images(step: Step) -> Step:
         executed=copy(step.executed, "executed action", ActionError),
         commanded=copy(step.commanded, "commanded action", ActionError),
         repeated=bool(step.repeated),
+        camera_times={name: float(value) for name, value in step.camera_times.items()},
     )

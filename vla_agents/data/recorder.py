@@ -184,13 +184,14 @@ class StepWriter(ABC):
         """Append one tick; it is checked before anything of it is kept."""
         self._require_episode()
         step.check(self.embodiment)
-        if not (math.isfinite(step.time) and math.isfinite(step.reward)):
-            raise ObservationError(f"step {self._steps}: time {step.time}, reward {step.reward}: not finite")
+        if not all(map(math.isfinite, (step.time, step.reward, *step.camera_times.values()))):
+            times = ", ".join(map(str, (step.time, *step.camera_times.values())))
+            raise ObservationError(f"step {self._steps}: time {times}, reward {step.reward}: not finite")
         numbers = without_images(step)
         with ReadableErrors(self, "recording a step"):
             self._append(step.images, numbers)
         if self._repairable:
-            self._journal.append(STEP, pack_step(numbers))
+            self._journal.append(STEP, pack_step(numbers, self.embodiment.camera_names))
         self._steps += 1
 
     def save(self, success: bool | None = None) -> int:
@@ -254,6 +255,7 @@ class StepWriter(ABC):
             "index": len(self),
             "instruction": instruction,
             "metadata": dict(metadata),
+            "cameras": list(self.embodiment.camera_names),
             "options": self._options(),
             "extradata": {name: base64.b64encode(data).decode() for name, data in self._extradata().items()},
         }

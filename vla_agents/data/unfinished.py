@@ -27,6 +27,7 @@ class Unfinished:
         folder: Where its files are.
         id: Of this episode and no other.
         index: How many episodes the dataset had when it began.
+        cameras: Names, in the order of their numbers.
         instruction: What the agent was told.
         metadata: What was given when it began.
         options: What its writer was made with, beside the embodiment.
@@ -38,6 +39,7 @@ class Unfinished:
     folder: Path
     id: str
     index: int
+    cameras: list[str]
     instruction: str
     metadata: dict[str, Any]
     options: dict[str, Any]
@@ -70,7 +72,7 @@ def read_unfinished(folder: Path, *, rows: int | None = None) -> Unfinished | No
                     return None
                 found = _head(folder, json.loads(content))
             elif kind == journal.STEP:
-                found.steps.append(journal.unpack_step(content))
+                found.steps.append(journal.unpack_step(content, found.cameras))
                 if len(found.steps) == rows:
                     break
             else:
@@ -89,6 +91,7 @@ def _head(folder: Path, head: dict[str, Any]) -> Unfinished:
         folder=folder,
         id=str(head["id"]),
         index=int(head["index"]),
+        cameras=[str(name) for name in head["cameras"]],
         instruction=str(head["instruction"]),
         metadata=dict(head["metadata"]),
         options=dict(head["options"]),
