@@ -274,7 +274,7 @@ COMMANDS: dict[str, _Command] = {
     "check-starvla": _Command(
         _check_starvla, "compare our numbers with StarVLA's on a folder of its inputs and outputs"
     ),
-    "data": _Command(_data, "repair recorded datasets"),
+    "data": _Command(_data, "look at, convert, merge, split and repair recorded datasets"),
     "robot": _Command(_robot, "find, set up, calibrate, check and move a robot"),
     "check-policy": _Command(_check_policy, "try out whether a checkpoint holds to what every policy must"),
     "info": _Command(_info, "say what a dataset, a checkpoint or an env is, or what is installed"),

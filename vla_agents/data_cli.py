@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 from tyro.conf import Positional
 
+from vla_agents import data_commands as commands
 from vla_agents.cli import parse
 from vla_agents.errors import ConfigError, VlaAgentsError, suggest
 
@@ -78,6 +79,11 @@ def _agreed(config: RepairConfig, question: str) -> bool:
 
 # Command -> its options, what runs, what it is for.
 COMMANDS: dict[str, tuple[type, Any, str]] = {
+    "info": (commands.InfoConfig, commands.info, "say what a dataset is, and what had to be assumed"),
+    "stats": (commands.StatsConfig, commands.stats, "exact statistics of its numbers"),
+    "convert": (commands.ConvertConfig, commands.run_convert, "write it in another format"),
+    "merge": (commands.MergeConfig, commands.run_merge, "write several datasets as one"),
+    "split": (commands.SplitConfig, commands.run_split, "write parts of it as datasets of their own"),
     "repair": (RepairConfig, repair, "make episodes of what was open when a recording died"),
 }
 
@@ -95,4 +101,4 @@ def main(args: Sequence[str]) -> int:
             f"known: {', '.join(sorted(COMMANDS))}",
         )
     config, run, _ = COMMANDS[args[0]]
-    return run(parse(config, args[1:], f"data {args[0]}"))
+    return run(parse(config, args[1:], f"data {args[0]}")) or 0

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -67,11 +68,12 @@ class Columns:
     def all(self, names: Sequence[str]) -> Rows:
         """All episodes, one after the other; each file is read once, and not kept."""
         found: dict[str, list[np.ndarray]] = {name: [] for name in names}
+        wanted = list(dict.fromkeys([*names, "episode_index"]))
         whole: tuple[Path, Rows] | None = None
         for episode, length in enumerate(self._index.lengths.tolist()):
             file, first = self._index.data_file(episode), int(self._index.first_rows[episode])
             if whole is None or whole[0] != file:
-                whole = file, self._read(file, None, self._most_rows(episode))
+                whole = file, self._read(file, None, self._most_rows(episode), wanted)
             rows = {name: values[first : first + length] for name, values in whole[1].items()}
             if not _is(rows["episode_index"], episode, length):
                 rows = self.rows(episode)
@@ -115,13 +117,8 @@ class Columns:
             if file in self._footers:
                 self._footers.move_to_end(file)
                 return self._footers[file]
-        try:
-            with pa.OSFile(str(file)) as source, pq.ParquetFile(source) as opened:
-                found = opened.metadata
-        except FileNotFoundError:
-            raise DatasetError(file, "the file is missing", COPY) from None
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(file, f"cannot be read as parquet ({error})", _DAMAGED) from error
+        with _opened(file) as opened:
+            found = opened.metadata
         ends = np.cumsum([found.row_group(k).num_rows for k in range(found.num_row_groups)], dtype=np.int64)
         with self._lock:
             self._footers[file] = found, ends
@@ -129,27 +126,23 @@ class Columns:
                 self._footers.popitem(last=False)
         return found, ends
 
-    def _read(self, file: Path, groups: range | None, most: int) -> Rows:
-        metadata, _ = self._footer(file)
-        names = list(self._types)
-        chosen = range(metadata.num_row_groups) if groups is None else groups
-        rows = sum(metadata.row_group(k).num_rows for k in chosen)
-        if rows > most:
-            raise DatasetError(file, f"claims {rows:,} rows, far more than meta/episodes says", COPY)
-        try:
-            with pa.OSFile(str(file)) as source, pq.ParquetFile(source, metadata=metadata) as opened:
-                missing = [name for name in names if name not in opened.schema_arrow.names]
-                if missing:
-                    raise DatasetError(
-                        file, f"column {missing[0]!r} is missing", f"it has {opened.schema_arrow.names}"
-                    )
-                lerobot.check_sizes(opened, file, names, self._row_bytes, chosen)
-                table = opened.read_row_groups(list(chosen), columns=names, use_threads=False)
-        except FileNotFoundError:
-            raise DatasetError(file, "the file is missing", COPY) from None
-        except (pa.ArrowException, OSError) as error:
-            raise DatasetError(file, f"cannot be read as parquet ({error})", _DAMAGED) from error
-        return {name: self._to_numpy(file, name, table) for name in names}
+    def _read(self, file: Path, groups: range | None, most: int, names: Sequence[str] | None = None) -> Rows:
+        """Some columns of some row groups; by default all of them."""
+        chosen_names = list(self._types) if names is None else list(names)
+        metadata = None if groups is None else self._footer(file)[0]
+        with _opened(file, metadata) as opened:
+            chosen = range(opened.metadata.num_row_groups) if groups is None else groups
+            rows = sum(opened.metadata.row_group(k).num_rows for k in chosen)
+            if rows > most:
+                raise DatasetError(file, f"claims {rows:,} rows, far more than meta/episodes says", COPY)
+            missing = [name for name in chosen_names if name not in opened.schema_arrow.names]
+            if missing:
+                raise DatasetError(
+                    file, f"column {missing[0]!r} is missing", f"it has {opened.schema_arrow.names}"
+                )
+            lerobot.check_sizes(opened, file, chosen_names, self._row_bytes, chosen)
+            table = opened.read_row_groups(list(chosen), columns=chosen_names, use_threads=False)
+        return {name: self._to_numpy(file, name, table) for name in chosen_names}
 
     def _to_numpy(self, file: Path, name: str, table: pa.Table) -> np.ndarray:
         dtype, shape = self._types[name]
@@ -174,6 +167,18 @@ class Columns:
         except (TypeError, ValueError) as error:
             raise DatasetError(file, f"column {name!r} does not hold numbers ({error})", "mend it") from error
         return numbers.reshape(-1, *shape)
+
+
+@contextmanager
+def _opened(file: Path, metadata: pq.FileMetaData | None = None) -> Iterator[pq.ParquetFile]:
+    """A parquet file; every error names it."""
+    try:
+        with pa.OSFile(str(file)) as source, pq.ParquetFile(source, metadata=metadata) as opened:
+            yield opened
+    except FileNotFoundError:
+        raise DatasetError(file, "the file is missing", COPY) from None
+    except (pa.ArrowException, OSError) as error:
+        raise DatasetError(file, f"cannot be read as parquet ({error})", _DAMAGED) from error
 
 
 _DAMAGED = "it is damaged, or the recording was killed before it was complete: copy it again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -88,16 +88,22 @@ class LeRobotReader(BaseReader):
             ) from None
         return found if isinstance(found, dict) else {}
 
-    def columns(self) -> dict[str, np.ndarray]:
-        """All numbers of the dataset, in the order of the episodes: feature -> (N,) or (N, D).
+    def columns(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
+        """Numbers of the whole dataset, in the order of the episodes: feature -> (N,) or (N, D); all by default.
 
         State and action are there as `observation.state` and `action`, whatever the dataset calls them.
         """
-        found = self._columns.all(self._names)
-        for name, keys in ((STATE, self.info.state_keys), (ACTION, self.info.action_keys)):
-            if keys and keys != (name,):
+        roles = {STATE: self.info.state_keys, ACTION: self.info.action_keys}
+        renamed = {name: keys for name, keys in roles.items() if keys and keys != (name,)}
+        wanted = list(self._names if names is None else names)
+        read = [key for name in wanted for key in renamed.get(name, (name,))]
+        if names is None:
+            wanted += renamed
+        found = self._columns.all(list(dict.fromkeys(read)))
+        for name, keys in renamed.items():
+            if name in wanted:
                 found[name] = np.concatenate([found[key] for key in keys], axis=1)
-        return found
+        return {name: found[name] for name in wanted}
 
     def camera_key(self, camera: str) -> str:
         """The feature of a camera, e.g. `"observation.images.front"`."""
