@@ -74,6 +74,9 @@ class WireChecker:
             self._first(time, command, reading)
             return
         dt = time - self._last_time
+        if dt <= 0:
+            self._wrong(time, "two commands at once", command)
+            return
         if dt > GAP * self.period:  # it came to rest there
             self._last_v, dt, self._last_dt = np.zeros_like(self.low), self.period, 0.0
         self._check(time, command, reading, dt)

@@ -266,8 +266,9 @@ class ControlLoop:
         reason = self._stop or self.estop.reason
         if reason:
             self._filter.stop(reason)
-        elif self._clear and self._filter.clear(now):
-            self._clear = False
+        elif self._clear:
+            self._filter.stop("")  # also where a stop is taken back before it was carried out: begin anew
+            self._clear = not self._filter.clear(now)
         number = self._ticker.number
         aim = self._aim
         decision = self._filter.step(
