@@ -340,6 +340,7 @@ def test_an_asynchronous_agent_drives_the_robot():
 def test_load_agent_asynchronous(tmp_path, monkeypatch):
     from fake_env import FakePolicy
 
+    monkeypatch.setattr(FakePolicy, "bodies", {}, raising=False)
     monkeypatch.setattr("vla_agents.policies.checkpoint.load_policy", lambda *_, **__: FakePolicy())
     with vla_agents.load_agent(tmp_path, asynchronous=True, when_late="slow", execute=2) as agent:
         assert isinstance(agent, AsyncAgent) and agent.execute == 2
