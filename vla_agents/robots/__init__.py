@@ -21,6 +21,7 @@ ROBOTS = Registry(
         "ros": "vla_agents.robots.drivers.ros:RosRobot",
         "so100": "vla_agents.robots.drivers.so101:SO100",
         "so101": "vla_agents.robots.drivers.so101:SO101",
+        "ur": "vla_agents.robots.drivers.ur:UR",
         "viperx": "vla_agents.robots.drivers.dynamixel_arms:ViperX",
         "widowx": "vla_agents.robots.drivers.dynamixel_arms:WidowX",
     },
