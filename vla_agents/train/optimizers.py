@@ -46,10 +46,13 @@ def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.opt
     return optimizers
 
 
+_INNER = ("head.hidden.", "head.model.transformer_blocks.")
+
+
 def _is_inner_matrix(name: str, parameter: nn.Parameter) -> bool:
     """Matrices between hidden layers: no embeddings, no output layer, and not OpenVLA-OFT's head of ReLUs, which
-    Muon's large steps kill."""
-    outer = "embed" in name or ("head." in name and "head.hidden." not in name)
+    Muon's large steps kill. Of the action heads: hidden layers of a plain MLP, transformer blocks of the flow heads."""
+    outer = "embed" in name or ("head." in name and not any(part in name for part in _INNER))
     return parameter.ndim == 2 and not outer
 
 
