@@ -69,6 +69,9 @@ def test_every_window_is_that_of_its_dataset(paths: dict[str, Path], history: in
             assert np.array_equal(image, own["images"][camera.name][0]) if has else not image.any()
         if history > 1:
             assert np.array_equal(batch["observed"][k], own["observed"][0])
+    action, mask = mixture.chunks(rows)
+    assert np.array_equal(action, batch["action"]) and np.array_equal(mask, batch["mask"])
+    assert mixture.lengths.tolist() == [*LENGTHS] * 3
     assert {batch[n].dtype for n in ("mask", "action_mask", "state_mask")} == {np.dtype(bool)}
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vla_agents.data.lerobot_reader import LeRobotReader
     from vla_agents.data.lerobot_writer import LeRobotWriter
     from vla_agents.data.loader import Loader
+    from vla_agents.data.loading import load_windows
     from vla_agents.data.mixture import Mixture
     from vla_agents.data.open import create_dataset, open_dataset
     from vla_agents.data.orders import Draws, Epochs
@@ -37,6 +38,7 @@ _HOME = {
     "Step": "episode",
     "WindowDataset": "windows",
     "create_dataset": "open",
+    "load_windows": "loading",
     "open_dataset": "open",
 }
 
@@ -56,6 +58,7 @@ __all__ = [
     "Step",
     "WindowDataset",
     "create_dataset",
+    "load_windows",
     "open_dataset",
 ]
 

@@ -16,7 +16,7 @@ from vla_agents.common_body import IntoCommonBody, common_body
 from vla_agents.data.orders import shares
 from vla_agents.data.windows import WindowDataset
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError
+from vla_agents.errors import ConfigError, UnknownNameError
 from vla_agents.normalize import Normalizer, StatsAccumulator, VectorStats
 
 
@@ -55,7 +55,7 @@ class Mixture:
         _check_alike(parts)
         normalizers = None
         if statistics == "per_dataset":
-            normalizers = [_normalizers_of(part, modes or {}) for part in parts.values()]
+            normalizers = _normalizers(parts, modes or {})
         ways = common_body([part.embodiment for part in parts.values()], normalizers)
         self.statistics_mode = statistics
         self.members: dict[str, IntoCommonBody] = dict(zip(parts, ways, strict=True))
@@ -112,6 +112,22 @@ class Mixture:
             "action_mask": np.tile(way.mask("action"), (count, 1)),
             "image_mask": {name: np.full(count, has) for name, has in way.camera_mask().items()},
         }
+
+    def chunks(self, indices: Sequence[int] | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The actions of several windows, of the common body, without their pictures (see `WindowDataset.chunks`)."""
+        wanted = np.asarray(indices, np.int64)
+        action = np.zeros((len(wanted), self.horizon, self.embodiment.action_dim), np.float32)
+        mask = np.zeros((len(wanted), self.horizon), bool)
+        for number in np.unique(self.dataset_of[wanted]):
+            at = np.flatnonzero(self.dataset_of[wanted] == number)
+            values, mask[at] = self.parts[number].chunks(wanted[at] - self._starts[number])
+            action[at] = self.members[self.names[number]].action(values)
+        return action, mask
+
+    @property
+    def lengths(self) -> np.ndarray:
+        """int64 (E,): steps per episode."""
+        return np.concatenate([part.lengths for part in self.parts])
 
     def split(self, validation_fraction: float, seed: int = 0) -> tuple[Mixture, Mixture]:
         """Two views `(training, validation)`, each dataset split by whole episodes; the shares stay."""
@@ -189,12 +205,20 @@ def _check_alike(parts: Mapping[str, WindowDataset]) -> None:
             )
 
 
-def _normalizers_of(part: WindowDataset, modes: Mapping[str, str]) -> dict[str, Normalizer]:
-    found = {}
-    for vector, stats in part.statistics().items():
-        parts = getattr(part.embodiment, vector)
-        mine = {n: m for n, m in modes.items() if n == "*" or n in {p.name for p in parts}}
-        found[vector] = Normalizer(parts, stats, mine)
+def _normalizers(parts: Mapping[str, WindowDataset], modes: Mapping[str, str]) -> list[dict[str, Normalizer]]:
+    """Of each dataset, from its own statistics."""
+    known = {p.name for part in parts.values() for p in (*part.embodiment.state, *part.embodiment.action)}
+    for name in modes:
+        if name not in known | {"*"}:
+            raise UnknownNameError("part in normalisation modes", name, known)
+    found = []
+    for part in parts.values():
+        made = {}
+        for vector, stats in part.statistics().items():
+            own = getattr(part.embodiment, vector)
+            mine = {n: m for n, m in modes.items() if n == "*" or n in {p.name for p in own}}
+            made[vector] = Normalizer(own, stats, mine)
+        found.append(made)
     return found
 
 

@@ -135,7 +135,9 @@ def shares(weights: Sequence[float] | np.ndarray) -> np.ndarray:
 
 
 def row_weights(
-    sizes: Sequence[int], weights: Sequence[float], within: np.ndarray | None = None
+    sizes: Sequence[int] | np.ndarray,
+    weights: Sequence[float] | np.ndarray,
+    within: np.ndarray | None = None,
 ) -> np.ndarray:
     """float64 (N,): weights of windows under which each dataset has its share.
 

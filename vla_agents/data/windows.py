@@ -75,7 +75,7 @@ class WindowDataset:
                 "needs at least 1 of each"
             )
         pictures = pictures or Pictures(progress=progress, threads=threads)
-        body = _common_embodiment(sources, cameras, fps)
+        body = common_embodiment(sources, cameras, fps)
         self.horizon, self.history, self.stride = horizon, history, stride
         resize = () if pictures.size is None else (ResizeImages(*pictures.size),)
         self.transform = _transform_of(body, (*resize, *transforms), actions)
@@ -237,7 +237,7 @@ class WindowDataset:
         return view
 
 
-def _common_embodiment(
+def common_embodiment(
     sources: Sequence[EpisodeReader], cameras: Sequence[str] | None, fps: float | None
 ) -> Embodiment:
     """The one embodiment of all datasets (at rate `fps` where given), with these cameras."""

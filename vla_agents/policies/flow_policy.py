@@ -157,7 +157,8 @@ class FlowPolicy(Policy):
         valid = None if batch.mask is None else batch.mask.repeat(len(noise) // len(batch), 1)
         error = self.head.errors(
             action, noise, time, self.head_state(batch), contexts, mask, self.schedule.bucket(time), valid
-        ).mean(-1)  # (R * B, H)
+        )
+        error = batch.mean_over_values(error)  # (R * B, H)
         weight = torch.ones_like(error) if valid is None else valid.float()
         return {"action_flow": (error * weight).sum() / weight.sum().clamp(min=1)}
 

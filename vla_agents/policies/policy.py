@@ -30,6 +30,7 @@ class Batch:
         mask: bool (B, H), False where a chunk reaches past the end of its episode; None when acting.
         seeds: int64 (B,): where a policy learns by drawing (flow matching), it draws for each sample from that sample's
             seed, so that the loss does not depend on how samples are put together; None: from torch's generator.
+        action_mask: bool (B, D): which values of the action the sample's body has (`vla_agents.data.mixture`); None: all.
     """
 
     images: dict[str, Tensor]
@@ -38,6 +39,7 @@ class Batch:
     action: Tensor | None = None
     mask: Tensor | None = None
     seeds: Tensor | None = None
+    action_mask: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -68,7 +70,15 @@ class Batch:
         return Batch(images, self.instructions, **vectors, seeds=self.seeds)  # draws are made on the CPU
 
     def _vectors(self) -> dict[str, Tensor | None]:
-        return {"state": self.state, "action": self.action, "mask": self.mask}
+        names = ("state", "action", "mask", "action_mask")
+        return {name: getattr(self, name) for name in names}
+
+    def mean_over_values(self, error: Tensor) -> Tensor:
+        """(R * B, H, D) -> (R * B, H): the mean over the values that a sample's body has; row n is of sample n % B."""
+        if self.action_mask is None:
+            return error.mean(-1)
+        counts = self.action_mask.to(error).repeat(len(error) // len(self), 1)[:, None]
+        return (error * counts).sum(-1) / counts.sum(-1)
 
     @classmethod
     def from_numpy(cls, data: Mapping[str, Any]) -> Batch:
@@ -82,7 +92,7 @@ class Batch:
         images = {
             name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in data["images"].items()
         }
-        vectors = {name: tensor(name) for name in ("state", "action", "mask", "seeds")}
+        vectors = {name: tensor(name) for name in ("state", "action", "mask", "seeds", "action_mask")}
         return cls(images, [str(t) for t in instructions], **vectors)
 
     @classmethod

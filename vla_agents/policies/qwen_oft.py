@@ -147,7 +147,7 @@ class QwenOFT(Policy):
         if batch.action is None:
             raise ConfigError("a training batch needs actions")
         target = self.normalizers["action"].normalize(batch.action)
-        error = (self.normalized_actions(batch) - target).abs().mean(-1)  # (B, H)
+        error = batch.mean_over_values((self.normalized_actions(batch) - target).abs())  # (B, H)
         mask = torch.ones_like(error) if batch.mask is None else batch.mask.float()
         return {"action_l1": (error * mask).sum() / mask.sum().clamp(min=1)}
 

@@ -51,4 +51,5 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
 
     images = {name: image[index.to(image.device)] for name, image in batch.images.items()}
     texts = [batch.instructions[row] for row in rows]
-    return Batch(images, texts, take(batch.state), take(batch.action), take(batch.mask), take(batch.seeds))
+    vectors = (batch.state, batch.action, batch.mask, batch.seeds, batch.action_mask)
+    return Batch(images, texts, *map(take, vectors))

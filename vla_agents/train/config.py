@@ -77,6 +77,25 @@ class TrainConfig(RunConfig):
 
     dataset: tuple[str, ...] = ()
     """Folders of recorded episodes (LeRobot or HDF5); several are put together."""
+    weights: tuple[float, ...] = ()
+    """Share of each dataset in the samples; none: as large as they are."""
+    mix: Literal["no", "pooled", "per_dataset"] = "no"
+    """no: datasets must be of one body. pooled, per_dataset: bodies may differ, what one lacks is masked; statistics over
+    all datasets that have a part, or each dataset normalised by its own."""
+    fps: float | None = None
+    """Steps per second to bring all datasets to; none: those of different rates are refused."""
+    actions: Literal["absolute", "relative"] = "absolute"
+    """As recorded; or chunks relative to the state they are planned in."""
+    image_size: int = 0
+    """Side of the pictures that the policy is given, here and when it acts; 0: as recorded."""
+    cache: str = "auto"
+    """Pictures. auto: in memory where they take at most a quarter of what is free, else decoded once into a cache on disk;
+    off: in memory or straight from the files; or a folder: a cache there."""
+    cache_format: Literal["auto", "raw", "jpeg"] = "auto"
+    """Of the cache. raw: exact; jpeg: quality 90, some fifteen times smaller; auto: raw where that takes at most a quarter
+    of the free disk."""
+    workers: int = 0
+    """Processes that load batches ahead; 0: the training process loads."""
     policy: str = "qwen_oft"
     """Which policy; decides what --model options there are: --policy NAME --help shows them."""
     model: Any = None

@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from vla_agents.config import save_yaml, to_dict
-from vla_agents.data import WindowDataset, open_dataset
+from vla_agents.data import Mixture, WindowDataset, load_windows
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, TrainingError
-from vla_agents.normalize import Normalizer, StatsAccumulator
+from vla_agents.normalize import Normalizer
 from vla_agents.policies.checkpoint import POLICIES, load_policy, make_policy
 from vla_agents.policies.policy import Policy
 from vla_agents.policies.policy_config import CHANGEABLE, PolicyConfig
@@ -52,18 +52,39 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, *, progress: bo
     torch.manual_seed(config.seed)  # of dropout; all else has generators of its own
     given = _given_policy(config)
     config = config if given is None else replace(config, model=given.config)
-    readers = [open_dataset(path) for path in config.dataset]
-    windows = WindowDataset(readers, config.model.horizon, progress=progress)
+    windows = load_windows(
+        config.dataset,
+        config.model.horizon,
+        cache=config.cache,
+        cache_format=config.cache_format,
+        image_size=config.image_size,
+        actions=config.actions,
+        fps=config.fps,
+        weights=config.weights,
+        mix=config.mix,
+        modes=config.normalization,
+        progress=progress,
+    )
     training, held_out = windows.split(config.validation_share, config.seed)
     policy = _policy(config, training, given)
+    policy.bodies = windows.bodies()
     strategy = BehaviourCloning(
-        training, held_out, config.batch_size, config.seed, config.first_steps, config.first_steps_weight
+        training,
+        held_out,
+        config.batch_size,
+        config.seed,
+        config.first_steps,
+        config.first_steps_weight,
+        config.workers,
     )
     trainer = Trainer(policy, strategy, config, evaluate, title=f"training {config.policy}")
     out.mkdir(parents=True, exist_ok=True)
     save_yaml(config, out / "run.yaml")
     _log.info("training on %d windows of %d episodes", len(training), len(training.lengths))
-    return trainer.fit()
+    try:
+        return trainer.fit()
+    finally:
+        strategy.close()
 
 
 def _given_policy(config: TrainConfig) -> Policy | None:
@@ -105,7 +126,7 @@ def _changes(model: PolicyConfig) -> dict[str, Any]:
     }
 
 
-def _policy(config: TrainConfig, windows: WindowDataset, given: Policy | None) -> Policy:
+def _policy(config: TrainConfig, windows: WindowDataset | Mixture, given: Policy | None) -> Policy:
     if given is None:
         normalizers = fit_normalizers(windows, config.normalization)
         policy = make_policy(config.policy, config.model, windows.embodiment, normalizers, seed=config.seed)
@@ -118,7 +139,7 @@ def _policy(config: TrainConfig, windows: WindowDataset, given: Policy | None) -
     return given.train()
 
 
-def action_chunks(windows: WindowDataset, seed: int = 0, most: int = 65_536) -> np.ndarray:
+def action_chunks(windows: WindowDataset | Mixture, seed: int = 0, most: int = 65_536) -> np.ndarray:
     """(N, H, D) chunks of actions in the embodiment's units: all windows, or `most` of them drawn at random."""
     rows = np.arange(len(windows))
     if len(rows) > most:
@@ -126,7 +147,7 @@ def action_chunks(windows: WindowDataset, seed: int = 0, most: int = 65_536) -> 
     return windows.chunks(rows)[0]
 
 
-def fit_normalizers(windows: WindowDataset, modes: dict[str, str]) -> dict[str, Normalizer]:
+def fit_normalizers(windows: WindowDataset | Mixture, modes: dict[str, str]) -> dict[str, Normalizer]:
     """Statistics of states and actions over all steps.
 
     Args:
@@ -134,19 +155,15 @@ def fit_normalizers(windows: WindowDataset, modes: dict[str, str]) -> dict[str, 
         modes: Part name -> mode, `"*"` for all; a name may belong to the state or the action.
     """
     embodiment: Embodiment = windows.embodiment
+    if isinstance(windows, Mixture) and windows.statistics_mode == "per_dataset":
+        modes = {}  # it has used them already
     known = {part.name for part in (*embodiment.state, *embodiment.action)} | {"*"}
     for name in modes:
         if name not in known:
             raise ConfigError(f"normalization: no part {name!r}", f"known: {sorted(known)}")
     made = {}
-    for what, parts, rows in (
-        ("state", embodiment.state, windows.state if embodiment.state else None),
-        ("action", embodiment.action, windows.action),
-    ):
-        if rows is None:
-            continue
-        statistics = StatsAccumulator(rows.shape[1])
-        statistics.update(rows, where=f"{what}s of the dataset")
+    for what, statistics in windows.statistics().items():
+        parts = embodiment.state if what == "state" else embodiment.action
         mine = {n: m for n, m in modes.items() if n == "*" or n in {part.name for part in parts}}
-        made[what] = Normalizer(parts, statistics.finish(), mine)
+        made[what] = Normalizer(parts, statistics, mine)
     return made

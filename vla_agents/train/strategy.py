@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 
+from vla_agents.data import Draws, Loader, Mixture
+from vla_agents.data.orders import row_weights
 from vla_agents.errors import TrainingError
 from vla_agents.policies.policy import Batch
 
@@ -49,7 +51,7 @@ class Strategy(Protocol):
 
 
 class WindowSource(Protocol):
-    """What behaviour cloning needs of a dataset (see `vla_agents.data.windows`)."""
+    """What behaviour cloning needs of a dataset (see `vla_agents.data.windows` and `mixture`; the latter has `shares`)."""
 
     step_of: np.ndarray
 
@@ -70,6 +72,8 @@ class BehaviourCloning:
             into micro-batches and processes does not matter.
         first_steps: How many leading steps are the beginning of an episode.
         first_steps_weight: How much more often those are drawn.
+        workers: Processes that load the batches of the steps to come; 0: this one loads when asked.
+        start_method: How these are started (see `Loader`).
     """
 
     def __init__(
@@ -80,6 +84,8 @@ class BehaviourCloning:
         seed: int = 0,
         first_steps: int = 4,
         first_steps_weight: float = 1.0,
+        workers: int = 0,
+        start_method: Literal["fork", "spawn", "forkserver"] | None = None,
     ) -> None:
         if len(train) == 0:
             raise TrainingError(
@@ -88,15 +94,35 @@ class BehaviourCloning:
         self.train, self.held_out = train, validation
         self.batch_size, self.seed = batch_size, seed
         weights = np.where(train.step_of < first_steps, first_steps_weight, 1.0)
-        self._cumulative = np.cumsum(weights / weights.sum())
+        if isinstance(train, Mixture):  # each dataset keeps its share
+            weights = row_weights(train.sizes, train.shares, weights)
+        self._order = Draws(weights, batch_size, seed)
+        self._workers, self._start_method = workers, start_method
+        self._loader: Loader[Batch] | None = None
+        self._cut = (0, 0, 0)
 
     def batches(self, step: int, count: int, rank: int = 0, world: int = 1) -> list[Batch]:
         """`count` micro-batches of `batch_size` samples."""
-        mine = count * self.batch_size
-        draws = np.random.default_rng([self.seed, step, 0, 0xBC]).random(world * mine)
-        draws = draws[rank * mine : (rank + 1) * mine].reshape(count, self.batch_size)
-        rows = np.minimum(np.searchsorted(self._cumulative, draws), len(self.train) - 1)
-        return [Batch.from_numpy(self.train.get_batch(row)) for row in rows]
+        if self._loader is None or self._cut != (count, rank, world):
+            self.close()
+            self._cut = (count, rank, world)
+            self._loader = Loader(
+                self.train,
+                self._order,
+                rank=rank,
+                world=world,
+                count=count,
+                workers=self._workers,
+                start_method=self._start_method,
+                finish=Batch.from_numpy,
+            )
+        return self._loader.step(step)
+
+    def close(self) -> None:
+        """End the processes that load; the next batch starts them again."""
+        if self._loader is not None:
+            self._loader.close()
+            self._loader = None
 
     def validation(self) -> list[Batch]:
         """The held-out windows in order, at most some two thousand of them, evenly spread."""
