@@ -73,7 +73,8 @@ def _servo_arm(kind: str, device: Any) -> Iterator[Wire]:
         goals = {motor.id: [] for motor in motors}
         with device.lock:  # an order to all motors has arrived as a whole
             for _, motor, raw in take():
-                goals[motor].append(raw)
+                if motor in goals:  # not the second motor of a shaft, which listens to the first one's orders
+                    goals[motor].append(raw)
         columns = []
         for joint, motor in zip(robot.joints, motors, strict=True):
             raw, width = np.array(goals[motor.id], float), motor.range_max - motor.range_min
@@ -102,8 +103,45 @@ def koch() -> Iterator[Wire]:
         yield from _servo_arm("koch", device)
 
 
-WIRES = {wire.__name__: wire for wire in (recording, simulated_arm, so101, koch)}
-NEEDS = {"so101": "serial", "koch": "serial"}
+@contextmanager
+def viperx() -> Iterator[Wire]:
+    from emulators.arms import dynamixel_arm
+
+    from vla_agents.robots.drivers.dynamixel_arms import ViperX
+
+    with dynamixel_arm(ViperX) as device:
+        yield from _servo_arm("viperx", device)
+
+
+@contextmanager
+def ur() -> Iterator[Wire]:
+    from emulators.ur import UREmulator
+
+    with UREmulator(speed=100.0) as device:
+        robot = make_robot("ur", host="127.0.0.1", timeout_s=1.0, **device.ports)
+        take = _new(device.followed)
+        yield robot, lambda: [np.array(q) for q in take()]
+
+
+@contextmanager
+def ros() -> Iterator[Wire]:
+    from emulators.rosbridge import RosbridgeEmulator
+
+    names = ("base", "lift", "wrist")
+    axes = [
+        {"name": name, "low": -2.0, "high": 2.0, "velocity": 2.0, "acceleration": 8.0, "home": 0.1}
+        for name in names
+    ]
+    description = {"axes": axes, "commands": [{"topic": "/arm", "joints": list(names)}]}
+    with RosbridgeEmulator(names, hz=500.0, speed=100.0) as device:
+        device.lose = device.garbage = 0.02
+        robot = make_robot("ros", host="127.0.0.1", port=device.port, description=description, timeout_s=1.0)
+        take = _new(device.goals)
+        yield robot, lambda: [np.array([goal[name] for name in names]) for _, goal in take()]
+
+
+WIRES = {wire.__name__: wire for wire in (recording, simulated_arm, so101, koch, viperx, ur, ros)}
+NEEDS = {"so101": "serial", "koch": "serial", "viperx": "serial", "ros": "websockets"}
 
 
 class Virtual(Robot):

@@ -79,6 +79,7 @@ class UREmulator:
 
     Attributes:
         goals: Every target that servoj was given and that differs from the one before: (monotonic time, six joints).
+        followed: Every target that arrived over RTDE to be followed, equal ones too.
         stops: Times at which the arm was told to stop.
         remote: False: scripts are ignored.
         frozen: True: the controller sends nothing.
@@ -88,7 +89,7 @@ class UREmulator:
 
     def __init__(self, host: str = "127.0.0.1", ports: tuple[int, int] = (0, 0), speed: float = 3.0) -> None:
         self.q, self.target, self.speed = [0.0, -1.5, 0.3, -1.0, 0.2, 0.1], None, speed
-        self.goals, self.stops, self.scripts = [], [], []
+        self.goals, self.followed, self.stops, self.scripts = [], [], [], []
         self.outputs = {"robot_mode": 7, "safety_mode": 1, "runtime_state": 1}
         self.registers: dict[str, float] = {}
         self.remote, self.frozen, self.in_use, self.errors = True, False, set(), []
@@ -236,6 +237,8 @@ class UREmulator:
     def _input(self, names: list[str], content: bytes) -> None:
         values = struct.unpack(">" + "".join(FORMATS[self._type(name)] for name in names), content)
         self.registers.update(zip(names, values, strict=True))
+        if self.registers.get("input_int_register_24") == 1:
+            self.followed.append([self.registers[f"input_double_register_{24 + k}"] for k in range(6)])
 
     def _send(self, connection, names, hz, started, closed) -> None:
         pattern = struct.Struct(">B" + "".join(FORMATS[self._type(name)] for name in names))

@@ -199,16 +199,17 @@ class RtdeClient:
                 f"{self.host} does not take data ({error})", "check the network"
             ) from error
 
-    def _read(self) -> tuple[int, bytes]:
-        assert self._socket is not None
-        length, kind = struct.unpack(">HB", read_exactly(self._socket, 3))
-        return kind, read_exactly(self._socket, length - 3)
+    @staticmethod
+    def _read(connection: socket.socket) -> tuple[int, bytes]:
+        length, kind = struct.unpack(">HB", read_exactly(connection, 3))
+        return kind, read_exactly(connection, length - 3)
 
     def _ask(self, kind: int, content: bytes = b"") -> bytes:
         self._write(kind, content)
+        assert self._socket is not None
         try:
             for _ in range(100):
-                found, answer = self._read()
+                found, answer = self._read(self._socket)
                 if found == kind:
                     return answer
         except (OSError, struct.error, ValueError) as error:
@@ -223,12 +224,12 @@ class RtdeClient:
         assert connection is not None and self._outputs is not None
         try:
             while True:
-                kind, content = self._read()
+                kind, content = self._read(connection)
                 if kind == DATA:
                     self._arrived(self._outputs.unpack(content))
                 elif kind == TEXT:
                     logger.warning("%s says: %s", self.host, content[1:].decode("utf-8", "replace"))
-        except (OSError, struct.error, ValueError, AssertionError) as error:
+        except (OSError, struct.error, ValueError) as error:
             with self._changed:
                 self._lost = str(error) or "closed"
                 self._changed.notify_all()
