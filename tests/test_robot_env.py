@@ -37,6 +37,7 @@ from vla_agents.errors import (
 from vla_agents.robots.env import RobotEnv
 from vla_agents.robots.estop import EStop
 from vla_agents.robots.robot import Frame
+from vla_agents.robots.scene import Operator
 from vla_agents.rollout import rollout
 
 ARM = "vla_agents/SimulatedArm-v0"
@@ -150,6 +151,23 @@ def test_it_is_made_by_name():
         RobotEnv("simulated_arms")
     with pytest.raises(ConfigError, match="robot_args"):
         RobotEnv(RecordingRobot(), robot_args={"port": "x"})
+
+
+def test_a_person_puts_the_scene_in_order():
+    asked, answers = [], ["", "something else", ""]
+
+    def ask(prompt: str) -> str:
+        asked.append(prompt)
+        return answers.pop(0)
+
+    scene = Operator(["lift it", "drop it"], ask=ask)
+    robot = RecordingRobot(hz=50, start=planar_limits().home + np.array([0.1, 0, 0, 0]))
+    env = RobotEnv(robot, scene=scene, home=False)
+    said = [env.reset()[0]["instruction"] for _ in range(3)]
+    assert said == ["lift it", "something else", "lift it"]
+    assert "Next: drop it." in asked[1]
+    assert np.ptp([command[0] for _, command in robot.wire]) == 0  # and nothing drove home
+    env.close()
 
 
 # ---- bad input --------------------------------------------------------------------------------------------

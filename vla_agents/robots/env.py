@@ -15,7 +15,7 @@ import time
 import weakref
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -28,21 +28,12 @@ from vla_agents.robots.limits import Limits
 from vla_agents.robots.loop import ControlLoop
 from vla_agents.robots.loop_tools import Now
 from vla_agents.robots.robot import CameraSource, Reading, Robot
+from vla_agents.robots.scene import Scene
 from vla_agents.robots.shutdown import stop_on_signals
 from vla_agents.robots.timing import RateReport
 
 Observation = dict[str, Any]
 USUAL_RATE = 50.0  # Hz: where nothing else is said, the loop runs at the agent's rate times what leads here
-
-
-class Scene(Protocol):
-    """What lies around the robot: a person puts it in order between episodes, a simulator by itself."""
-
-    def reset(self, seed: int | None, options: dict[str, Any]) -> dict[str, Any]:
-        """Called at every reset when the arm is at home. Returns `info`; `"instruction"` in it is the task."""
-
-    def judge(self) -> dict[str, Any]:
-        """Called after every step. `"success"` and `"wrong"` end the episode; all of it goes to `info`."""
 
 
 class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
@@ -57,7 +48,8 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         divide: Control periods per action; by default so many that the loop runs at 50 Hz or more.
         actions: What actions mean; by default they are the targets of the axes.
         limits: To keep to, where they shall be tighter than the robot's own.
-        scene: Is put in order at each reset, and judges.
+        scene: Is put in order at each reset, and judges; `Operator()` asks a person.
+        home: Whether a reset drives home first.
         estop: An emergency stop to obey, maybe shared with other robots.
         max_steps: Steps after which an episode is truncated.
         camera_timeout: A picture older than this, s, stops the arm, and after as long again is an error.
@@ -77,6 +69,7 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         actions: ActionMap | None = None,
         limits: Limits | None = None,
         scene: Scene | None = None,
+        home: bool = True,
         estop: EStop | None = None,
         max_steps: int | None = None,
         camera_timeout: float = 0.5,
@@ -103,7 +96,7 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         _check_tighter(self._limits, self.robot.limits)
         self.estop = estop or EStop()
         self._scene, self._instruction, self._said = scene, instruction, instruction
-        self._max_steps = max_steps
+        self._max_steps, self._home = max_steps, home
         self._loop: ControlLoop | None = None
         self._finalizer: weakref.finalize | None = None
         self._due = self._steps = self._missed = 0
@@ -129,11 +122,12 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         options = dict(options or {})
         loop = self._connected()
         self._ready = False
-        self.go_home()
+        if self._home:
+            self.go_home()
         info: dict[str, Any] = {}
         if self._scene is not None:
             info = dict(self._scene.reset(seed, options))
-        self._said = str(options.get("instruction") or info.get("instruction") or self._instruction)
+        self._said = str(info.get("instruction") or options.get("instruction") or self._instruction)
         now = loop.wait(loop.now.number + 1)
         self._due, self._steps, self._missed = now.number, 0, 0
         self._before = Counter(now.counts)
