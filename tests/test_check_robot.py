@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
 from robot_fakes import RecordingRobot, planar_limits
 
-from vla_agents.errors import RobotError
+from vla_agents.errors import PortNotFoundError, RobotError
 from vla_agents.robots.check import check_robot
 from vla_agents.robots.robot import Reading, check_target
 from vla_agents.robots.simulated_arm import SimulatedArm
@@ -32,6 +34,20 @@ def test_a_recording_robot_passes():
 def test_the_simulated_arm_passes():
     names = check_robot(SimulatedArm(renderer="raycast", image_size=32), moves=False)
     assert "camera front" in names
+
+
+def test_the_driver_of_the_examples_passes():
+    file = Path(__file__).parent.parent / "examples" / "my_robot.py"
+    spec = importlib.util.spec_from_file_location("my_robot", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    device = module.Controller()
+    try:
+        check_robot(module.MyArm("127.0.0.1", device.port), moves=False)
+    finally:
+        device.close()
+    with pytest.raises(PortNotFoundError, match="nobody answers"):
+        check_robot(module.MyArm("127.0.0.1", device.port))
 
 
 @pytest.mark.slow

@@ -277,8 +277,9 @@ class ControlLoop:
         command = None
         if decision.command is not None:
             command = self._command(decision.command, now)
-        for line in self._log.lines(decision.interventions, now):
-            logger.warning("safety: %s", line)
+        if not self._ended.is_set():
+            for line in self._log.lines(decision.interventions, now):
+                logger.warning("safety: %s", line)
         with self._ticked:
             self.now = Now(number, now, self._reading, command, decision.state, Counter(self._filter.counts))
             self._ticked.notify_all()

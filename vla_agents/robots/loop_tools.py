@@ -16,7 +16,7 @@ from vla_agents.robots.robot import Reading
 from vla_agents.robots.safety import INTERVENTIONS
 
 SWITCH = 0.0005  # s: how long a busy Python thread may keep the interpreter to itself while a robot moves
-LOG_EVERY = 1.0  # s
+LOG_EVERY = 5.0  # s
 
 
 @dataclass(frozen=True)
