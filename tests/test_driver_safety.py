@@ -140,8 +140,23 @@ def ros() -> Iterator[Wire]:
         yield robot, lambda: [np.array([goal[name] for name in names]) for _, goal in take()]
 
 
-WIRES = {wire.__name__: wire for wire in (recording, simulated_arm, so101, koch, viperx, ur, ros)}
-NEEDS = {"so101": "serial", "koch": "serial", "viperx": "serial", "ros": "websockets"}
+@contextmanager
+def xarm() -> Iterator[Wire]:
+    from emulators.xarm import XArmEmulator
+    from xarm.core.config.x_config import XCONF
+
+    from vla_agents.robots.drivers.xarm import XArm
+
+    with XArmEmulator(speed=100.0) as device, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(XCONF.SocketConf, "TCP_CONTROL_PORT", device.port)
+        patch.setattr(XArm, "port", device.port)
+        robot = make_robot("xarm", host="127.0.0.1", timeout_s=1.0)
+        take = _new(device.goals)
+        yield robot, lambda: [np.array(goal) for _, goal in take()]
+
+
+WIRES = {wire.__name__: wire for wire in (recording, simulated_arm, so101, koch, viperx, ur, ros, xarm)}
+NEEDS = {"so101": "serial", "koch": "serial", "viperx": "serial", "ros": "websockets", "xarm": "xarm"}
 
 
 class Virtual(Robot):

@@ -24,6 +24,7 @@ ROBOTS = Registry(
         "ur": "vla_agents.robots.drivers.ur:UR",
         "viperx": "vla_agents.robots.drivers.dynamixel_arms:ViperX",
         "widowx": "vla_agents.robots.drivers.dynamixel_arms:WidowX",
+        "xarm": "vla_agents.robots.drivers.xarm:XArm",
     },
 )
 """Name -> class (or function) that makes the robot from its options."""
