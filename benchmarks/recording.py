@@ -78,7 +78,7 @@ def _smooth(image: np.ndarray, radius: int) -> np.ndarray:
     return image
 
 
-# ---- recorders: add(images, vector), save() ------------------------------------------------------------------
+# ---- recorders: add(images, vector), save(); `dropped` in the open episode: lost, repeated or waited for -----------
 class Nothing:
     """The loop alone."""
 
@@ -103,12 +103,13 @@ class Ours:
         self._writer: Any = create_dataset(
             folder / "d", Embodiment("bench", parts, parts, cameras, args.hz), **options
         )
-        self._open = False
+        self._open, self._before = False, 0
 
     def add(self, images: dict[str, np.ndarray], vector: np.ndarray) -> None:
         from vla_agents.data import Step
 
         if not self._open:
+            self._before += self.dropped
             self._writer.begin("bench")
             self._open = True
         self._writer.add(Step(images, vector, vector, time=time.monotonic()))
@@ -120,7 +121,7 @@ class Ours:
     @property
     def dropped(self) -> int:
         status = self._writer.status()
-        return status.repeated + status.waited
+        return status.repeated + status.waited - self._before
 
     def close(self) -> None:
         self._writer.close()
@@ -254,7 +255,7 @@ def episode(
 ) -> dict[str, float]:
     """Record so many ticks at the rate of the loop."""
     vector = np.zeros(7, np.float32)
-    dropped, late, longest = recorder.dropped, 0, 0.0
+    late, longest = 0, 0.0
     cpu, started = _cpu(), time.perf_counter()
     for k in range(ticks):
         begun = time.perf_counter()
@@ -263,7 +264,7 @@ def episode(
         left = started + (k + 1) / args.hz - time.perf_counter()
         late += left < 0
         time.sleep(max(0.0, left))
-    ended = time.perf_counter()
+    ended, dropped = time.perf_counter(), recorder.dropped
     recorder.save()
     return {
         "rate_Hz": ticks / (ended - started),
@@ -271,7 +272,7 @@ def episode(
         "longest_add_ms": longest * 1e3,
         "save_s": time.perf_counter() - ended,
         "cpu_s": _cpu() - cpu,
-        "dropped": recorder.dropped - dropped,
+        "dropped": dropped,
     }
 
 

@@ -6,24 +6,32 @@ import errno
 import io
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from fake_env import ENV_ID, make_embodiment
 from rich.console import Console
+from rich.text import Text
 
+from vla_agents import progress
 from vla_agents.agent import ExpertAgent
+from vla_agents.collect import collect as collect_module
 from vla_agents.collect.collect import CollectConfig, collect
 from vla_agents.collect.recorder import Recorder
+from vla_agents.collect.space import expected_bytes, meter
 from vla_agents.config import load_config
-from vla_agents.data import create_dataset, open_dataset
+from vla_agents.data import atomic, create_dataset, open_dataset
 from vla_agents.data.episode import Step
+from vla_agents.data.status import RecordingStatus
 from vla_agents.embodiment import Embodiment
 from vla_agents.envs import make_env, make_vec
 from vla_agents.envs.wrappers import ActionNoise
@@ -293,6 +301,82 @@ def test_collect_says_what_the_dataset_holds(tmp_path: Path) -> None:
     assert said[1].startswith(f"{tmp_path / '[d]'} has 6 episodes: 2 recorded now") and said[1].endswith(
         "success 50.0 %"
     )
+
+
+def test_a_disk_that_may_not_suffice_is_told_beforehand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def said(free: float, **changes: Any) -> str:
+        monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=free))
+        console = Console(file=io.StringIO(), width=60)
+        collect(config(tmp_path / f"{free}{changes}", **changes), console=console, progress=False)
+        return console.file.getvalue()  # type: ignore[attr-defined]
+
+    assert "Only" not in said(2e9)
+    assert "Only 0.40 GB are free" in said(0.4e9)
+    # 2 cameras of 16 x 16, lossless, 40 steps at most: about 70 kB an episode
+    assert 4e5 < expected_bytes(make_embodiment(), "hdf5", 6, 40) < 6e5
+    assert expected_bytes(make_embodiment(640), "lerobot", 50, 900) == pytest.approx(3.7e9, rel=0.1)
+
+
+def test_the_meters_of_the_operator() -> None:
+    fine = RecordingStatus(3, 20, 0, 0, 0.0, 0, int(61.2e9), None)
+    assert meter(fine) == "61.2 GB free"
+    late = replace(fine, free=int(0.3e9), waited=4, seconds_waited=0.26, repeated=12)
+    plain = Text.from_markup(meter(late)).plain
+    assert plain == "0.3 GB free, waited 4x, 0.3 s, 12 pictures repeated"
+    assert Text.from_markup(meter(replace(fine, error=RecordingError("full")))).plain.endswith("error")
+
+
+@pytest.mark.parametrize("width", [80, 140])
+def test_the_bar_shows_episodes_steps_and_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setattr(progress, "_REFRESH", 0.0)
+    console = Console(file=io.StringIO(), width=width, force_terminal=True)
+    collect(config(tmp_path / "d"), console=console)
+    lines = [x for x in re.split(r"[\r\n]", console.file.getvalue()) if "GB free" in x]  # type: ignore[attr-defined]
+    last = Text.from_ansi(lines[-1]).plain
+    assert "6/6" in last and "episodes/s" in last and "success 100.0 %" in last and len(last) <= width
+    assert ("steps/s" in last) == (width > 100)
+
+
+@pytest.mark.parametrize("format", ["lerobot", "hdf5"])
+def test_on_a_robot_a_full_disk_ends_the_recording_after_the_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    """The operator is told at once, the arm finishes what it does, and earlier episodes are intact."""
+    ticks: list[int] = []
+    env_class = type(make_env(ENV_ID).unwrapped)
+    real_step = env_class.step
+
+    def step(self: Any, action: Any) -> Any:
+        ticks.append(self._seed)
+        return real_step(self, action)
+
+    monkeypatch.setattr(env_class, "step", step)
+    monkeypatch.setattr(collect_module, "RobotEnv", env_class)
+    console = Console(file=io.StringIO(), width=200)
+    real_write = atomic.TempFile.write
+
+    def full(self: Any, data: bytes) -> int:
+        if len(ticks) > 25:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real_write(self, data)
+
+    monkeypatch.setattr(atomic.TempFile, "write", full)
+    with pytest.raises(RecordingError, match="No space left"):
+        collect(config(tmp_path / "d", format=format, episodes=30), console=console, progress=False)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert said.count("This episode is not recorded") == 1 and "No space left" in said
+    monkeypatch.undo()
+    reader = open_dataset(tmp_path / "d")
+    saved = len(reader)
+    assert 1 <= saved == ticks[-1]  # the episode that was lost was played to its end, and none after it
+    lengths = [ticks.count(seed) for seed in range(saved)]
+    assert reader.lengths().tolist() == lengths
+    if format == "lerobot":
+        assert "capture_time.front" in reader.read(0).extras
 
 
 def test_several_processes_record_the_same(tmp_path: Path) -> None:

@@ -1,10 +1,12 @@
-"""A progress bar for rollouts: episodes, successes, time left."""
+"""A progress bar for rollouts: episodes, steps, successes, time left."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 
+import rich
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -15,7 +17,9 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vla_agents.rollout import EpisodeResult, Listener
+from vla_agents.rollout import EpisodeResult, Listener, StepEvent
+
+_REFRESH = 0.5  # seconds
 
 
 class ProgressBar(Listener):
@@ -28,6 +32,7 @@ class ProgressBar(Listener):
         count: The number of episodes that count so far; None: every episode that ended counts.
         console: Where to draw; None takes rich's default (nothing moves where it is not a terminal).
         visible: False draws nothing.
+        note: What else to show, asked for a few times a second (rich markup).
     """
 
     def __init__(
@@ -39,31 +44,58 @@ class ProgressBar(Listener):
         count: Callable[[], int] | None = None,
         console: Console | None = None,
         visible: bool = True,
+        note: Callable[[], str] | None = None,
     ) -> None:
+        console = console or rich.get_console()
+        self._wide = console.width >= 110
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[success]}"),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            *([TimeElapsedColumn()] if self._wide else []),
             TimeRemainingColumn(),
             console=console,
             disable=not visible,
         )
-        self._task = self._progress.add_task(title, total=total, completed=done, rate="", success="")
-        self._before, self._count = done, count
-        self._ended = self._succeeded = 0
+        self._task = self._progress.add_task(title, total=total, completed=done, rate="", success="", note="")
+        self._before, self._count, self._note = done, count, note
+        self._ended = self._succeeded = self._steps = 0
+        self._shown = time.monotonic()
+        self._shown_steps, self._speed = 0, ""
+        self._visible = visible
+
+    def on_step(self, slot: int, step: StepEvent) -> None:
+        """Count, and look at the meters now and then."""
+        self._steps += 1
+        now = time.monotonic()
+        if now - self._shown < _REFRESH or not self._visible:
+            return
+        self._speed = f"{(self._steps - self._shown_steps) / (now - self._shown):.1f} steps/s"
+        self._shown, self._shown_steps = now, self._steps
+        self._show()
 
     def on_end(self, slot: int, result: EpisodeResult) -> None:
         """Move on."""
         self._ended += 1
         self._succeeded += result.success
+        self._show()
+
+    def _show(self) -> None:
         completed = self._before + self._ended if self._count is None else self._count()
         elapsed = self._progress.tasks[0].elapsed or 0.0
-        rate = f"{self._ended / elapsed:.1f} episodes/s" if elapsed > 0 else ""
-        success = f"success {100 * self._succeeded / self._ended:.1f} %"
-        self._progress.update(self._task, completed=completed, rate=rate, success=success)
+        often = self._ended / elapsed if elapsed > 0 else 0.0
+        rates = (
+            [f"{often:.1f} episodes/s" if often >= 0.5 else f"{60 * often:.1f} episodes/min"] if often else []
+        )
+        if self._speed and (self._wide or often < 0.5):  # a narrow terminal has room for one
+            rates = [*rates, self._speed] if self._wide else [self._speed]
+        rate = ", ".join(rates)
+        success = f"success {100 * self._succeeded / self._ended:.1f} %" if self._ended else ""
+        note = "" if self._note is None else self._note()
+        self._progress.update(self._task, completed=completed, rate=rate, success=success, note=note)
 
     def __enter__(self) -> ProgressBar:
         self._progress.start()

@@ -17,16 +17,20 @@ from rich.console import Console
 
 from vla_agents.arguments import Options, make_agent
 from vla_agents.collect.recorder import Recorder
+from vla_agents.collect.space import expected_bytes, meter, warning
 from vla_agents.config import save_yaml, to_dict
 from vla_agents.data import create_dataset, open_dataset
+from vla_agents.data.recorder import StepWriter
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs.vector import make_env, make_vec
 from vla_agents.envs.wrappers import ActionNoise
 from vla_agents.errors import ConfigError, DatasetNotFoundError, RecordingError, VlaAgentsError
 from vla_agents.progress import ProgressBar
+from vla_agents.robots.env import RobotEnv
 from vla_agents.rollout import rollout
 from vla_agents.versions import package_versions
 
+USUAL_STEPS = 300  # of an episode, where the env does not say
 GIVE_UP = 50  # failures in a row, where only successes are kept
 
 
@@ -142,8 +146,8 @@ def _record(
     """Play and write; env, agent and writer are closed by the stack."""
     env = stack.enter_context(contextlib.closing(_make_env(config)))
     agent = stack.enter_context(make_agent(config.agent, env))
-    options = {"resume": config.resume, "durable": config.durable}
-    writer = create_dataset(config.out, embodiment_of(env), config.format, **options)
+    real = isinstance(env.unwrapped, RobotEnv)
+    writer = create_dataset(config.out, embodiment_of(env), config.format, **_options(config, real=real))
     stack.callback(writer.close)
     save_yaml(config, config.out / "run.yaml")
     recorder = Recorder(
@@ -152,7 +156,9 @@ def _record(
         limit=config.episodes - before,
         slots=config.workers,
         metadata={"collect": _settings(config), "versions": package_versions()},
+        on_error=partial(_refused, console) if real else None,
     )
+    _warn(config, env, config.episodes - before, console)
     bar = ProgressBar(
         "collecting",
         config.episodes,
@@ -160,10 +166,34 @@ def _record(
         count=lambda: before + recorder.saved,
         console=console,
         visible=progress,
+        note=(lambda: meter(writer.status())) if isinstance(writer, StepWriter) else None,
     )
     stack.enter_context(bar)
     rollout(env, agent, _seeds(first, recorder, config), [recorder, bar], max_steps=config.max_steps)
     return recorder
+
+
+def _options(config: CollectConfig, *, real: bool) -> dict[str, Any]:
+    """Of the writer. A simulated episode can be played again; on a robot nothing waits and nothing is thrown away."""
+    options: dict[str, Any] = {"resume": config.resume, "durable": config.durable, "keep_unfinished": real}
+    if real:
+        options["late_frames"] = "repeat"
+        if config.format == "lerobot":
+            options["camera_times"] = True
+    return options
+
+
+def _refused(console: Console, error: RecordingError) -> None:
+    """On a robot, a disk that refuses is told at once, and the episode goes on; after it, `_seeds` ends the recording."""
+    _say(console, f"This episode is not recorded: {error}")
+
+
+def _warn(config: CollectConfig, env: gymnasium.Env | VectorEnv, episodes: int, console: Console) -> None:
+    """Say so where the disk may not suffice."""
+    longest = config.max_steps or getattr(env.spec, "max_episode_steps", None) or USUAL_STEPS
+    said = warning(config.out, expected_bytes(embodiment_of(env), config.format, episodes, longest))
+    if said:
+        _say(console, said)
 
 
 def _check(config: CollectConfig) -> None:
@@ -201,6 +231,8 @@ def _seeds(first: int, recorder: Recorder, config: CollectConfig) -> Iterator[in
     """Seeds until the recorder has what it needs; `rollout` asks for the next one when a slot is free."""
     seed, before = first, recorder.saved
     while recorder.saved - before < (recorder.limit or 0):
+        if recorder.refused is not None:
+            raise recorder.refused
         if _only_success(config) and recorder.failed_in_a_row >= GIVE_UP:
             raise RecordingError(
                 f"{config.env}: {GIVE_UP} episodes in a row failed, up to seed {seed - 1}; none was saved",

@@ -73,6 +73,7 @@ class Recorder(Listener):
         self.steps = 0  # of the saved episodes
         self.failed_in_a_row = 0
         self.failed = 0  # episodes the disk refused
+        self.refused: RecordingError | None = None  # the last such error
         self._writer, self._only_success, self.limit = writer, only_success, limit
         self._metadata, self._on_saved, self._on_error = dict(metadata or {}), on_saved, on_error
         self._streaming = slots == 1
@@ -173,7 +174,7 @@ class Recorder(Listener):
             if self._on_error is None:
                 raise
             tape.lost = True
-            self.failed += 1
+            self.failed, self.refused = self.failed + 1, error
             with contextlib.suppress(OSError):
                 self._writer.discard()
             self._on_error(error)

@@ -13,6 +13,7 @@ import shutil
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 
 from vla_agents.errors import DatasetError, RecordingError
@@ -181,9 +182,13 @@ def _sync_all(paths: list[Path]) -> None:
         for path in paths:
             _sync(path)
         return
-    with ThreadPoolExecutor(len(paths)) as pool:
-        for _ in pool.map(_sync, paths):
-            pass
+    list(_pool(os.getpid()).map(_sync, paths))
+
+
+@cache
+def _pool(process: int) -> ThreadPoolExecutor:
+    """Threads that wait for the disk; a forked process has none of its parent's."""
+    return ThreadPoolExecutor(4, "fsync")
 
 
 def _sync(path: Path) -> None:
