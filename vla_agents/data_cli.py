@@ -12,6 +12,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from vla_agents import data_commands as commands
+from vla_agents import data_look as look
 from vla_agents.cli import parse
 from vla_agents.errors import ConfigError, VlaAgentsError, suggest
 
@@ -84,6 +85,7 @@ COMMANDS: dict[str, tuple[type, Any, str]] = {
     "convert": (commands.ConvertConfig, commands.run_convert, "write it in another format"),
     "merge": (commands.MergeConfig, commands.run_merge, "write several datasets as one"),
     "split": (commands.SplitConfig, commands.run_split, "write parts of it as datasets of their own"),
+    "check": (look.CheckConfig, look.run_check, "find what spoils training, and say how to mend it"),
     "repair": (RepairConfig, repair, "make episodes of what was open when a recording died"),
 }
 
