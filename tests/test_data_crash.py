@@ -196,7 +196,7 @@ def test_killed_at_random_times(name: str, folder: Path, forked: Callable[..., A
     kill_at_random(folder / "set", CASES[name], forked, 4)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", CASES)
 def test_killed_a_hundred_times(name: str, folder: Path, forked: Callable[..., Any]) -> None:

@@ -217,7 +217,7 @@ def test_what_was_open_is_repaired(case: str, folder: Path, forked: Callable[...
         assert len(made) < 12
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("case", CASES)
 def test_a_hundred_kills(case: str, folder: Path, forked: Callable[..., Any]) -> None:

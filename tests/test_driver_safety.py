@@ -249,7 +249,7 @@ def test_nothing_unsafe_arrives_at_the_device(name):
         assert seen.checker.commands > 100 and seen.lost < 20
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", WIRES)
 def test_nothing_unsafe_arrives_in_a_hundred_thousand_periods(name):

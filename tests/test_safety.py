@@ -424,7 +424,7 @@ def _deaf_to_watchdog(self: SafetyFilter, limits: Limits, period: float) -> None
 _INIT = SafetyFilter.__init__
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("part", range(4))
 def test_a_hundred_thousand_random_cases_send_nothing_unsafe(part):
@@ -493,7 +493,7 @@ TestStateMachine.settings = settings(
 )  # fmt: skip
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_state_machine_for_longer():
     run_state_machine_as_test(
         FilterMachine,
