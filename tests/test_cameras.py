@@ -310,3 +310,17 @@ def test_a_forbidden_device_prints_the_udev_line():
         )
         said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "no permission" in said and 'SUBSYSTEM=="video4linux"' in said
+
+
+def test_the_real_pyrealsense2_has_what_is_called():
+    rs = pytest.importorskip("pyrealsense2", reason="pyrealsense2 is not installed")
+    for name, attributes in {
+        "config": ("enable_device", "enable_stream"), "pipeline": ("start", "stop", "wait_for_frames"),
+        "composite_frame": ("get_color_frame",), "camera_info": ("serial_number",), "stream": ("color",),
+        "video_frame": ("get_frame_timestamp_domain", "get_timestamp", "get_data"), "format": ("rgb8",),
+        "timestamp_domain": ("global_time",), "context": ("query_devices",),
+    }.items():  # fmt: skip
+        for attribute in attributes:
+            assert hasattr(getattr(rs, name), attribute), f"{name}.{attribute}"
+    with pytest.raises(CameraError, match="there is no RealSense"):
+        make_camera("realsense:000", "wrist", 480, 640).connect()

