@@ -64,7 +64,9 @@ def test_positions_pictures_and_what_was_sent(toy, python):
     with pytest.raises(RobotStateError, match="not connected"):
         robot.observe()
     with pytest.raises(CameraError, match="connect the robot first"):
-        camera.connect()
+        camera.latest()
+    camera.connect()  # an env connects the cameras before the robot
+    assert (camera.latest().image == 1).all()
     with robot:
         first = robot.observe()
         assert first.position.tolist() == [1.0, 2.0, 50.0]

@@ -186,11 +186,114 @@ def check(config: CheckConfig) -> int:
     return 1 if health.problems else 0
 
 
+@dataclass(frozen=True)
+class JogConfig:
+    """Move one axis a little and slowly, through the safety filter."""
+
+    robot: Positional[str]
+    """Kind of robot, e.g. so101, ur, ros."""
+    axis: str = ""
+    """Its name, e.g. elbow_flex; without one, the axes are listed and nothing moves."""
+    by: float | None = None
+    """How far, in the axis' unit."""
+    to: float | None = None
+    """Where to, instead."""
+    speed: float = 0.1
+    """Part of the velocity limits."""
+    back: bool = False
+    """Go back to the start afterwards."""
+    port: str = ""
+    """Serial port of an arm of bus servos."""
+    name: str = ""
+    """What this arm is called, where there are several."""
+    robot_args: Options = field(default_factory=dict)
+    """More options of the robot, e.g. units=deg, host=192.168.1.10."""
+
+
+def jog(config: JogConfig) -> int:
+    """List the axes, or move one."""
+    from vla_agents.robots.jog import jog as move
+
+    robot = _robot(config)
+    if not config.axis:
+        with robot:
+            reading = robot.observe()
+        table = Table("axis", "now", "lowest", "highest", "unit")
+        for axis, value in zip(robot.limits.axes, reading.position, strict=True):
+            table.add_row(axis.name, f"{value:.4g}", f"{axis.low:.4g}", f"{axis.high:.4g}", axis.unit)
+        _console.print(table)
+        return 0
+    with _console.status(config.axis) as status:
+        before, after = move(
+            robot,
+            config.axis,
+            by=config.by,
+            to=config.to,
+            speed=config.speed,
+            back=config.back,
+            show=lambda told, seen: status.update(f"{config.axis}  told {told:.4g}  at {seen:.4g}"),
+        )
+    _console.print(f"{config.axis}: from {before:.4g} to {after:.4g}{', and back' if config.back else ''}")
+    return 0
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Replay a recorded episode on a robot, through the safety filter."""
+
+    robot: Positional[str]
+    """Kind of robot, e.g. so101, ur, ros."""
+    dataset: str
+    """The dataset's folder."""
+    episode: int = 0
+    """Which episode."""
+    speed: float = 1.0
+    """Times the recorded rate; begin with 0.3."""
+    port: str = ""
+    """Serial port of an arm of bus servos."""
+    name: str = ""
+    """What this arm is called, where there are several."""
+    robot_args: Options = field(default_factory=dict)
+    """More options of the robot, e.g. units=deg, host=192.168.1.10."""
+
+
+def replay(config: ReplayConfig) -> int:
+    """Replay, and say how far the arm was from the recording."""
+    from rich.progress import Progress
+
+    from vla_agents.collect.replay import load_episode
+    from vla_agents.collect.replay import replay as run
+
+    episode = load_episode(config.dataset, config.episode)
+    robot = _robot(config)
+    where = f"episode {config.episode} of {config.dataset}"
+    with Progress(console=_console) as bar:
+        task = bar.add_task("replaying", total=len(episode))
+        report = run(
+            robot,
+            episode,
+            speed=config.speed,
+            where=where,
+            show=lambda number: bar.update(task, completed=number + 1),
+        )
+    changed = ", ".join(f"{name} {count}" for name, count in report.interventions.items())
+    _console.print(
+        f"{report.steps} steps; safety filter: {changed or 'nothing changed'}; {report.missed} periods missed"
+    )
+    if report.deviation is not None:
+        worst = int(report.deviation.argmax())
+        label = report.names[worst] if worst < len(report.names) else f"value {worst}"
+        _console.print(f"largest difference from the recorded state: {report.deviation[worst]:.4g} ({label})")
+    return 0
+
+
 COMMANDS = {
     "find": (FindConfig, find, "serial ports, motors, cameras, robots at an address"),
     "setup": (SetupConfig, setup, "give the motors of a new arm their ids"),
     "calibrate": (CalibrateConfig, calibrate, "measure an arm of bus servos, guided"),
     "check": (CheckConfig, check, "latency, losses, and the state of the motors"),
+    "jog": (JogConfig, jog, "move one axis a little, slowly"),
+    "replay": (ReplayConfig, replay, "replay a recorded episode"),
 }
 
 

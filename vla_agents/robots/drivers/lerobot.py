@@ -54,7 +54,7 @@ class LeRobotRobot(Robot):
                 "LeRobot's configuration needs `type`", 'e.g. config={"type": "so101_follower", ...}'
             )
         self.session: Session = ProcessSession(config, python, timeout_s) if python else LocalSession(config)
-        self._connected = False
+        self._connected = self._is_open = False
         try:
             features = self.session.features()
             self.limits = Limits(axes=_axes(features, axes or {}, bool(config.get("use_degrees"))))
@@ -71,24 +71,17 @@ class LeRobotRobot(Robot):
         """LeRobot's `connect`, without its calibration dialogue. See `Robot.connect`."""
         if self._connected:
             raise RobotStateError(f"LeRobot's {self.name} is connected already")
-        self.session.connect()
+        self._open()
         self._connected = True
 
     def observe(self) -> Reading:
         """LeRobot's `get_observation`; its pictures go to the cameras. See `Robot.observe`."""
         self._require()
-        before = time.monotonic()
-        numbers, pictures = self.session.observe()
-        now = time.monotonic()
-        for name, picture in pictures.items():
-            if name in self._views:
-                self._views[name].put(picture, now)
+        numbers, captured = self._measure()
         missing = [name for name in self.limits.names if not np.isfinite(numbers.get(name, np.nan))]
         if missing:
             raise CommunicationError(f"LeRobot's {self.name} gave no {', '.join(missing)}")
-        return Reading(
-            np.array([numbers[name] for name in self.limits.names], np.float64), (before + now) / 2
-        )
+        return Reading(np.array([numbers[name] for name in self.limits.names], np.float64), captured)
 
     def command(self, target: np.ndarray) -> np.ndarray:
         """LeRobot's `send_action`. See `Robot.command`."""
@@ -99,13 +92,28 @@ class LeRobotRobot(Robot):
 
     def close(self) -> None:
         """LeRobot's `disconnect`; ends its process. See `Robot.close`."""
-        self._connected = False
+        self._connected = self._is_open = False
         self.session.close()
 
-    @property
-    def is_connected(self) -> bool:
-        """Whether `connect` was called, and `close` was not."""
-        return self._connected
+    def look(self) -> None:
+        """Take the first pictures before the robot itself is connected, as its cameras are asked to."""
+        if not self._connected:
+            self._open()
+            self._measure()
+
+    def _open(self) -> None:
+        if not self._is_open:
+            self.session.connect()
+            self._is_open = True
+
+    def _measure(self) -> tuple[dict[str, float], float]:
+        before = time.monotonic()
+        numbers, pictures = self.session.observe()
+        now = time.monotonic()
+        for name, picture in pictures.items():
+            if name in self._views:
+                self._views[name].put(picture, now)
+        return numbers, (before + now) / 2
 
     def _require(self) -> None:
         if not self._connected:
@@ -125,15 +133,14 @@ class LeRobotCamera(CameraSource):
             self._frame = Frame(image, captured, self._frame.number + 1)
 
     def connect(self) -> None:
-        """Wait for the first picture, which comes when the robot is observed."""
+        """Have a first picture; later ones come whenever the robot is observed."""
+        self._robot.look()
         end = time.monotonic() + 5.0
         while not self._frame.number:
             if time.monotonic() > end:
                 raise CameraError(
                     f"camera {self.camera.name!r}: LeRobot gave no picture", "see what it printed"
                 )
-            if not self._robot.is_connected:
-                raise CameraError(f"camera {self.camera.name!r} is LeRobot's", "connect the robot first")
             time.sleep(0.01)
 
     def latest(self) -> Frame:
