@@ -14,12 +14,11 @@ from collections.abc import Callable
 from functools import partial
 
 import torch
+from inference_reference import plain_head
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape
-from vla_agents.policies.heads.flow_blocks import sinusoid
 from vla_agents.policies.heads.flow_schedule import FlowSchedule
 from vla_agents.policies.heads.gr00t import GR00THead
 from vla_agents.policies.heads.layerwise import LayerwiseHead
@@ -28,33 +27,9 @@ SCHEDULE = FlowSchedule()
 HORIZON, ACTION, STATE = 8, 7, 8
 
 
-def plain(head: FlowHead, noise: Tensor, state: Tensor, contexts: list[Tensor], steps: int) -> Tensor:
-    """Everything anew at every step."""
-    assert head.state_encoder is not None and head.position_embedding is not None
-    x, count = noise, len(noise)
-    for step in range(steps):
-        bucket = torch.full((count,), int(step / steps * 1000), device=x.device)
-        silu_time = F.silu(head.model.timestep_encoder(bucket))
-        encoder = head.action_encoder
-        code = sinusoid(bucket, encoder.width, cosine_first=False, last=False)[:, None].expand(
-            -1, HORIZON, -1
-        )
-        hidden = encoder.layer3(F.silu(encoder.layer2(torch.cat([encoder.layer1(x), code], -1))))
-        hidden = hidden + head.position_embedding.weight[:HORIZON]
-        future = head.future_tokens.weight.expand(count, -1, -1)
-        tokens = torch.cat([head.state_encoder(state)[:, None], future, hidden], 1)
-        given = iter(contexts)
-        for block, cross in zip(head.model.transformer_blocks, head.crosses, strict=True):
-            kv = block.attn1.project(next(given), None) if cross else None
-            tokens = block(tokens, block.norm1.modulation(silu_time), kv)
-        conditioning = head.condition(bucket)
-        x = x + head.action_decoder(head.read_out(tokens, conditioning))[:, -HORIZON:] / steps
-    return x
-
-
 def once(head: FlowHead, noise: Tensor, state: Tensor, contexts: list[Tensor], steps: int) -> Tensor:
     """The library's way."""
-    return head.sample(noise, head.step_conditioning(SCHEDULE, steps), state, head.project(contexts, None))
+    return head.sample(noise, head.step_conditioning(SCHEDULE, steps), contexts, None, state)
 
 
 def seconds(works: list[Callable[[], Tensor]], repeats: int, clock: Callable[[], float]) -> list[float]:
@@ -79,7 +54,7 @@ def compare(name: str, head: FlowHead, length: int, steps: int, repeats: int, de
     noise, state = torch.randn(1, HORIZON, ACTION, device=device), torch.randn(1, STATE, device=device)
     context = torch.randn(1, length, head.shape.context_dim, device=device)
     contexts = [context] * sum(head.crosses)
-    works = [partial(way, head, noise, state, contexts, steps) for way in (plain, once)]
+    works = [partial(way, head, noise, state, contexts, steps) for way in (plain_head, once)]
     results, flops = [], []
     once(head, noise, state, contexts, steps)  # what is kept from one prediction to the next is there
     for work in works:

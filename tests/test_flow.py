@@ -43,8 +43,8 @@ def plainly(head: FlowHead, noise: Tensor, state: Tensor, contexts: list[Tensor]
         for block, cross in zip(head.model.transformer_blocks, head.crosses, strict=True):
             kv = block.attn1.project(next(given), mask) if cross else None  # type: ignore[union-attr, operator]
             tokens = block(tokens, block.norm1.modulation(time), kv)  # type: ignore[union-attr, operator]
-        conditioning = head.condition(bucket)
-        x = x + head.action_decoder(head.read_out(tokens[:, -horizon:], conditioning)) / 4
+        final = head.final_modulation(time)
+        x = x + head.action_decoder(head.read_out(tokens[:, -horizon:], final)) / 4
     return x
 
 
@@ -55,7 +55,7 @@ def test_what_is_kept_changes_nothing(kind: str) -> None:
     head, noise, state = flow_head(kind), torch.randn(3, 8, 2), torch.randn(3, 3)
     contexts, mask = contexts_of(head, 3), torch.ones(3, 6, dtype=torch.bool)
     mask[1, :3] = False
-    fast = head.sample(noise, head.step_conditioning(SCHEDULE, 4), state, head.project(contexts, mask))
+    fast = head.sample(noise, head.step_conditioning(SCHEDULE, 4), contexts, mask, state)
     torch.testing.assert_close(fast, plainly(head, noise, state, contexts, mask), atol=1e-5, rtol=1e-5)
 
 
@@ -65,8 +65,8 @@ def test_padding_is_not_seen(kind: str) -> None:
     head, noise, state = flow_head(kind), torch.randn(1, 8, 2), torch.randn(1, 3)
     contexts, mask = contexts_of(head, 1), torch.tensor([[False] * 2 + [True] * 4])
     conditioning = head.step_conditioning(SCHEDULE, 4)
-    padded = head.sample(noise, conditioning, state, head.project(contexts, mask))
-    short = head.sample(noise, conditioning, state, head.project([c[:, 2:] for c in contexts], None))
+    padded = head.sample(noise, conditioning, contexts, mask, state)
+    short = head.sample(noise, conditioning, [c[:, 2:] for c in contexts], None, state)
     torch.testing.assert_close(padded, short, atol=1e-6, rtol=1e-5)
 
 
@@ -92,14 +92,14 @@ def test_several_draws_share_one_context(kind: str) -> None:
 def test_conditioning_is_kept_until_a_weight_changes() -> None:
     head = flow_head("gr00t")
     first = head.step_conditioning(SCHEDULE, 4)
-    assert head.step_conditioning(SCHEDULE, 4) is first and not first.silu_time.requires_grad
+    assert head.step_conditioning(SCHEDULE, 4) is first and not first.blocks.requires_grad
     assert head.step_conditioning(SCHEDULE, 5) is not first
     kept = head.step_conditioning(SCHEDULE, 4)
     head.load_state_dict(flow_head("gr00t", seed=1).state_dict())
     changed = head.step_conditioning(SCHEDULE, 4)
     assert changed is not kept
     torch.testing.assert_close(
-        changed.silu_time, flow_head("gr00t", seed=1).step_conditioning(SCHEDULE, 4).silu_time
+        changed.blocks, flow_head("gr00t", seed=1).step_conditioning(SCHEDULE, 4).blocks
     )
     head.train()
     assert head.step_conditioning(SCHEDULE, 4) is not head.step_conditioning(SCHEDULE, 4)
@@ -189,16 +189,16 @@ def test_a_chunk_goes_on_from_what_is_committed(
     head, context = mirrored
     count, known = 64, 4
     noise = torch.randn(count, 8, 1, generator=torch.Generator().manual_seed(1))
-    kv = head.project([context.expand(count, -1, -1)], None)
+    contexts = [context.expand(count, -1, -1)]
     conditioning = head.step_conditioning(SCHEDULE, 8)
-    free = head.sample(noise, conditioning, None, kv)
+    free = head.sample(noise, conditioning, contexts)
     assert 0.3 < (free[:, -1] > 0).float().mean() < 0.7
     assert (free.abs() - CURVE).abs().mean() < 0.05
 
     prefix = CURVE[:, :known].expand(count, -1, -1)
     weights = prefix_weights(known, known, 8)
     guide = guide_to(pad_prefix(prefix, 8), weights, known, noise, strength)
-    chunk = head.sample(noise, conditioning, None, kv, guide)
+    chunk = head.sample(noise, conditioning, contexts, guide=guide)
     torch.testing.assert_close(chunk[:, :known], prefix, atol=1e-5, rtol=0)  # the stated tolerance
     assert (chunk[:, -1] > 0).float().mean() >= least
     if strength:
@@ -207,7 +207,10 @@ def test_a_chunk_goes_on_from_what_is_committed(
         late = guide_to(
             pad_prefix(CURVE[:, :6].expand(count, -1, -1), 8), prefix_weights(6, 3, 8), 3, noise, 5.0
         )
-        soft = head.sample(noise, conditioning, None, kv, late)  # 3 committed, 3 more that only pull
+        soft = head.sample(noise, conditioning, contexts, guide=late)  # 3 committed, 3 more that only pull
         hard = guide_to(pad_prefix(prefix[:, :3], 8), prefix_weights(3, 3, 8), 3, noise, 5.0)
         error = (soft[:, 3:6] - CURVE[:, 3:6]).abs().mean()
-        assert error < (head.sample(noise, conditioning, None, kv, hard)[:, 3:6] - CURVE[:, 3:6]).abs().mean()
+        assert (
+            error
+            < (head.sample(noise, conditioning, contexts, guide=hard)[:, 3:6] - CURVE[:, 3:6]).abs().mean()
+        )

@@ -103,8 +103,9 @@ def test_actions_from_stored_hidden_states(framework: str) -> None:
     actions = policy.head.sample(
         torch.from_numpy(expected["single.noise"]),
         policy.head.condition(policy.schedule.step_buckets(4)),
+        stored,
+        mask,
         batch.state,
-        policy.head.project(stored, mask),
     )
     assert difference(actions, expected["single.normalized_actions"]) <= ACTIONS
 

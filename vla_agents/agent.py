@@ -264,10 +264,10 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         env: Where given, the env's embodiment is compared with the checkpoint's, and a mismatch refused.
         **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or
             `"cosine"`), `transforms`, `chunker`, `embodiment` (the env's); `asynchronous` (plan in a thread while the
-            last chunk plays), and with it `when_late` (`"hold"` or `"slow"`) and `continue_chunks`; see
-            `docs/agents.md`. For a StarVLA checkpoint also what its files do not say: the fields of `StarVLAOptions`
-            (`vlm`, `unnormalization`, `final_norm`, ...) and `policy_embodiment` (what its observations and actions
-            mean); see `docs/starvla.md`.
+            last chunk plays), and with it `when_late` (`"hold"` or `"slow"`) and `continue_chunks`; `compile` (act by
+            compiled graphs, which takes minutes before the first act, see `Policy.warm_up`); see `docs/agents.md`. For a
+            StarVLA checkpoint also what its files do not say: the fields of `StarVLAOptions` (`vlm`, `unnormalization`,
+            `final_norm`, ...) and `policy_embodiment` (what its observations and actions mean); see `docs/starvla.md`.
 
     Raises:
         CheckpointError: Missing, incomplete or damaged.
@@ -302,6 +302,8 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     agent = PolicyAgent(policy, chunker=chunker, transforms=transforms, embodiment=body)
     if env is not None:
         agent.embodiment.require(embodiment_of(env), ours=f"checkpoint {path}", theirs="env")
+    if overrides.get("compile"):
+        policy.compile_acting()
     if asynchronous is None:
         return agent
     from vla_agents.async_agent import asynchronous_for
@@ -323,7 +325,7 @@ def _asynchronous(overrides: dict[str, Any]) -> dict[str, Any] | None:
 
 
 _AGENT_OPTIONS = frozenset(
-    {"device", "execute", "ensemble", "transforms", "chunker", "embodiment"}
+    {"device", "execute", "ensemble", "transforms", "chunker", "embodiment", "compile"}
     | {"asynchronous", "when_late", "continue_chunks"}
 )
 

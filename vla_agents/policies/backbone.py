@@ -171,6 +171,14 @@ class Backbone(nn.Module):
                 layer.gradient_checkpointing = on
                 layer._gradient_checkpointing_func = again
 
+    def compile_acting(self) -> None:
+        """Run `encode` as a compiled graph where no gradient is wanted; see `vla_agents.policies.compiling`.
+
+        Raises:
+            ConfigError: Not for this VLM, or there is no compiler.
+        """
+        raise ConfigError(f"compile=True is not for {self.kind!r}", "leave it out")
+
     # ---- words --------------------------------------------------------------------------------------------
     def token_id(self, token: str) -> int:
         """The id of a text that must be a single token."""

@@ -36,6 +36,7 @@ class Encoding:
         layers: The outputs (B, L, hidden) of the layers that were asked for.
         queries: (B, H, hidden) states at the queries, where there were any.
         answers: bool (B, L), True on the tokens of the answers, where there were any.
+        padded: Whether there can be padding.
     """
 
     hidden: Tensor
@@ -44,6 +45,7 @@ class Encoding:
     layers: tuple[Tensor, ...] = ()
     queries: Tensor | None = None
     answers: Tensor | None = None
+    padded: bool = True
 
 
 class Speech(Protocol):

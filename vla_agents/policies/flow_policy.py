@@ -121,7 +121,7 @@ class FlowPolicy(Policy):
         by_layer = dict(zip(wanted, encoding.layers, strict=True))
         dtype = self.head.action_encoder.layer1.weight.dtype
         read = {number: hidden.to(dtype) for number, hidden in by_layer.items()}
-        return [read[number] for number in self.layers], None if len(batch) == 1 else encoding.mask
+        return [read[number] for number in self.layers], encoding.mask if encoding.padded else None
 
     def head_state(self, batch: Batch) -> Tensor | None:
         """The normalised state (B, S), None where the head takes none."""
@@ -198,6 +198,11 @@ class FlowPolicy(Policy):
         rows = [torch.randn(size, generator=each or self._generator) for each in given]
         return torch.stack(rows).to(self.device)
 
+    def compile_acting(self) -> None:
+        """See `Policy.compile_acting`. A chunk that goes on from a prefix is computed without the head's graph."""
+        super().compile_acting()
+        self.head.compile_acting()
+
     def sample_action(self, batch: Batch, generators: Sequence[torch.Generator | None]) -> Tensor:
         """See `Policy.sample_action`."""
         return self.predict_action(batch, noise=self.draw_noise(len(batch), generators))
@@ -254,6 +259,5 @@ class FlowPolicy(Policy):
             torch.no_grad() if guided else nullcontext(),
         ):
             contexts, mask = self.encode(batch)
-            kv = self.head.project(contexts, mask)
             conditioning = self.head.step_conditioning(self.schedule, self.config.steps)
-            return self.head.sample(noise, conditioning, self.head_state(batch), kv, guide)
+            return self.head.sample(noise, conditioning, contexts, mask, self.head_state(batch), guide)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ActionError, ConfigError, ObservationError
 from vla_agents.normalize import Normalizer
 from vla_agents.policies.backbone import Backbone
+from vla_agents.policies.compiling import begin_act, round_up
 
 
 @dataclass
@@ -143,6 +144,7 @@ class Policy(nn.Module):
         self.horizon = horizon
         self.default_execute = default_execute
         self.bodies: dict[str, Body] = {}
+        self.is_compiled = False
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, each a mean over the valid entries of the batch."""
@@ -199,18 +201,58 @@ class Policy(nn.Module):
             prefix: (n, P, D) first actions that are known already, where the policy `continues` chunks.
             committed: How many of those will be carried out for sure.
         """
+        count = len(observations)
+        extra = round_up(count) - count if self.is_compiled else 0  # few batch sizes: each is compiled once
+        if self.is_compiled:
+            begin_act()
+        observations = [*observations, *[observations[-1]] * extra]
+        generators = [*(generators or [None] * count), *[self.generator(0)] * extra]
         batch = Batch.from_observations(observations, self.embodiment).to(self.device)
-        generators = generators or [None] * len(batch)
         if prefix is None:
-            return self.sample_action(batch, generators).float().cpu().numpy()
-        known = torch.from_numpy(np.asarray(prefix, np.float32))
-        return self.continue_action(batch, generators, known, committed).float().cpu().numpy()
+            chunks = self.sample_action(batch, generators)
+        else:
+            known = torch.from_numpy(np.asarray(prefix, np.float32))
+            known = torch.cat([known, known[-1:].expand(extra, -1, -1)])
+            chunks = self.continue_action(batch, generators, known, committed)
+        return chunks[:count].float().cpu().numpy()
 
     def continue_action(
         self, batch: Batch, generators: Sequence[torch.Generator | None], prefix: Tensor, committed: int
     ) -> Tensor:
         """`sample_action` from a prefix (B, P, D) on; for policies with `continues`."""
         raise ConfigError(f"{type(self).__name__} cannot continue a chunk", "plan without a prefix")
+
+    def compile_acting(self) -> None:
+        """Act by compiled graphs of static shapes; see `vla_agents.policies.compiling`. `train()` undoes it.
+
+        Raises:
+            ConfigError: Not for this VLM, or there is no C++ compiler.
+        """
+        self.backbone.compile_acting()
+        self.is_compiled = True
+
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; undoes `compile_acting` when training begins."""
+        self.is_compiled = self.is_compiled and not mode
+        return super().train(mode)
+
+    def warm_up(
+        self, instructions: Sequence[str] = ("pick up the block",), batches: Sequence[int] = (1,)
+    ) -> None:
+        """Act on black pictures, so that the first real act need not wait for the compiler.
+
+        Args:
+            instructions: What the policy will be told: prompts of other lengths are other shapes.
+            batches: How many observations will be planned for at once.
+        """
+        blank: dict[str, Any] = {
+            "images": {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in self.embodiment.cameras},
+            "state": np.zeros(self.embodiment.state_dim, np.float32),
+        }
+        for instruction in instructions:
+            for count in batches:
+                for _ in range(3 if self.device.type == "cuda" else 1):  # run, record, replay
+                    self.plan([blank | {"instruction": instruction}] * count, [self.generator(0)] * count)
 
     def sample_action(self, batch: Batch, generators: Sequence[torch.Generator | None]) -> Tensor:
         """`predict_action`, each sample drawn from a generator of its own; policies that sample override it."""

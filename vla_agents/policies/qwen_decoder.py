@@ -53,7 +53,13 @@ class PromptInputs(dict[str, Any]):
 
 
 def run_decoder(
-    model: Any, inputs: PromptInputs, layers: Sequence[int], *, final_norm: bool, decoder: Any = None
+    model: Any,
+    inputs: PromptInputs,
+    layers: Sequence[int],
+    *,
+    final_norm: bool,
+    decoder: Any = None,
+    cache: Any = None,
 ) -> list[Tensor]:
     """Outputs of chosen decoder layers.
 
@@ -63,6 +69,7 @@ def run_decoder(
         layers: Ascending layer numbers, 1 .. N; 0 is the embedding.
         final_norm: Whether layer N's output goes through the final RMSNorm.
         decoder: `decode`, or what `torch.compile` made of it.
+        cache: See `decode`.
 
     Returns:
         One (B, L, hidden) for each of `layers`; positions of padding hold numbers without meaning.
@@ -77,7 +84,7 @@ def run_decoder(
     mask = None if inputs["attention_mask"] is None else inputs.mask
     arguments = (inputs["input_ids"], inputs["position_ids"], mask, inputs.places, inputs.pixels)
     outputs: list[Tensor] = (decoder or decode)(
-        model, *arguments, inputs.grids, known, tuple(layers), final_norm
+        model, *arguments, inputs.grids, known, tuple(layers), final_norm, cache
     )
     return outputs
 

@@ -32,6 +32,7 @@ from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
 from vla_agents.policies.backbone import QUERIES, Backbone, Queries
+from vla_agents.policies.compiling import compiled
 from vla_agents.policies.heads.mlp import MLP
 from vla_agents.policies.heads.mlp_resnet import MLPResNet
 from vla_agents.policies.policy import Batch, Policy
@@ -140,7 +141,13 @@ class QwenOFT(Policy):
         if self.config.state == "head" and self.embodiment.state_dim:
             state = self._required_state(batch)
             hidden = torch.cat([hidden, state[:, None].expand(-1, self.horizon, -1)], dim=-1)
-        return self.head(hidden)
+        head = self.head if torch.is_grad_enabled() or not self.is_compiled else self._graph
+        return head(hidden)
+
+    def compile_acting(self) -> None:
+        """See `Policy.compile_acting`."""
+        super().compile_acting()
+        self._graph = compiled(self.head.forward, self.device, constants=True)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`{"action_l1": ...}`, the mean over entries inside the episode."""

@@ -9,7 +9,7 @@ Pixels: `vla_agents.policies.pixels`; the decoder's layers: `.qwen_decoder`; ans
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -17,11 +17,19 @@ import torch
 from torch import Tensor, nn
 
 from vla_agents.errors import ConfigError
-from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries
+from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries, Speech
 from vla_agents.policies.backbones import reading
+from vla_agents.policies.compiling import LENGTHS, compiled
 from vla_agents.policies.pixels import ImageSettings
-from vla_agents.policies.qwen_decoder import PromptInputs, run_decoder
-from vla_agents.policies.qwen_speech import QwenSpeech, text_after_answer
+from vla_agents.policies.qwen_decoder import PromptInputs, decode, run_decoder
+from vla_agents.policies.qwen_prompts import Prompts
+from vla_agents.policies.qwen_speech import (
+    KeyValues,
+    MixedSpeech,
+    QwenSpeech,
+    next_state,
+    text_after_answer,
+)
 
 __all__ = ["Encoding", "ImageSettings", "QwenVLBackbone"]
 
@@ -52,7 +60,9 @@ class QwenVLBackbone(Backbone):
         _check_tokenizer(tokenizer, model.config)
         super().__init__(model, tokenizer, attention)
         self.image_settings = images
-        self._prompts: dict[Any, Any] = {}
+        self.prompts = Prompts(tokenizer, model, images.merge)
+        self._graphs: dict[str, Callable[..., Any]] = {}
+        self._caches: dict[tuple[int, int], KeyValues] = {}
 
     @classmethod
     def build(
@@ -96,7 +106,7 @@ class QwenVLBackbone(Backbone):
 
     def add_tokens(self, tokens: Sequence[str]) -> list[int]:
         """See `Backbone.add_tokens`."""
-        self._prompts.clear()  # their texts may be other tokens now
+        self.prompts.clear()  # their texts may be other tokens now
         return super().add_tokens(tokens)
 
     def freeze_unused(self, layers: Sequence[int], *, final_norm: bool = True, queries: bool = False) -> None:
@@ -147,9 +157,11 @@ class QwenVLBackbone(Backbone):
             cut = queries.token
         inputs = self.inputs(images, texts, suffix, answers, cut_after=cut)
         wanted = [self.num_layers] if layers is None else list(layers)
-        outputs = run_decoder(self.vlm.model, inputs, wanted, final_norm=final_norm)
+        decoder = None if torch.is_grad_enabled() else self._graphs.get("decode")
+        outputs = run_decoder(self.vlm.model, inputs, wanted, final_norm=final_norm, decoder=decoder)
         kept = () if layers is None else tuple(outputs)
-        encoding = Encoding(outputs[-1], inputs.mask, inputs["input_ids"], kept)
+        padded = inputs["attention_mask"] is not None
+        encoding = Encoding(outputs[-1], inputs.mask, inputs["input_ids"], kept, padded=padded)
         if queries is not None:
             encoding.queries = self._at_queries(encoding, queries)
         return encoding
@@ -180,10 +192,15 @@ class QwenVLBackbone(Backbone):
             encoding.answers[row, -count:] = True
         return encoding
 
-    def speak(self, images: Sequence[Tensor], texts: Sequence[str]) -> QwenSpeech:
+    def speak(self, images: Sequence[Tensor], texts: Sequence[str]) -> Speech:
         """See `Backbone.speak`."""
         self.check_attention()
-        return QwenSpeech(self.vlm, self.inputs(images, texts))
+        inputs = self.inputs(images, texts)
+        if self._mixed:
+            return MixedSpeech(self.vlm, inputs)
+        if torch.is_grad_enabled() or not self._graphs:
+            return QwenSpeech(self.vlm, inputs)
+        return QwenSpeech(self.vlm, inputs, self._graphs, self._caches)
 
     def inputs(
         self,
@@ -198,80 +215,45 @@ class QwenVLBackbone(Backbone):
         device = next(self.parameters()).device
         pixels, grids = zip(*(self.patches(view) for view in images), strict=True)
         ends = [suffix + answer for answer in answers] if answers else [suffix] * len(texts)
-        prompts = [self._prompt(text, end, grids) for text, end in zip(texts, ends, strict=True)]
-        if cut_after:
-            prompts = [_cut(ids, self.token_id(cut_after)) for ids in prompts]
-        length = max(len(ids) for ids in prompts)
-        rows = [self._padded(ids, length, grids) for ids in prompts]
-        ids, mask, types, positions = (torch.stack(column) for column in zip(*rows, strict=True))
-        padded, places = not bool(mask.all()), types.nonzero()[:, 1].view(len(texts), -1)
-        grid = torch.tensor(grids).repeat(len(texts), 1)
+        cut = self.token_id(cut_after) if cut_after else None
+        tokens = self.prompts.tokens(texts, ends, grids, device, cut)
         # The model wants patches sample by sample (all views of one, then of the next).
         per_view = [p.view(len(texts), -1, p.shape[-1]) for p in pixels]
         arguments = {
-            "input_ids": ids.to(device),
-            "attention_mask": mask.to(device).int() if padded else None,
-            "mm_token_type_ids": types.to(device),
-            "position_ids": positions.transpose(0, 1).to(device),
+            "input_ids": tokens.ids,
+            "attention_mask": tokens.mask.int() if tokens.padded else None,
+            "mm_token_type_ids": tokens.types,
+            "position_ids": tokens.positions,
             "pixel_values": torch.cat(per_view, 1).flatten(0, 1).to(device, self.vlm.dtype),
-            "image_grid_thw": grid.to(device),
+            "image_grid_thw": torch.tensor(grids).repeat(len(texts), 1).to(device),
         }
-        return PromptInputs(arguments, grids, places.to(device), mask.to(device))
+        return PromptInputs(arguments, grids, tokens.places, tokens.mask)
 
     def patches(self, view: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """uint8 (B, H, W, 3) -> float32 (B * patches, 3 * temporal * patch²) and the grid (1, rows, columns)."""
         return self.image_settings.patches(view)
 
-    # ---- prompts ------------------------------------------------------------------------------------------
-    def _prompt(self, text: str, end: str, grids: tuple[tuple[int, int, int], ...]) -> tuple[int, ...]:
-        """Token ids of one prompt, every image place filled with as many tokens as the grid has."""
-        key = ("prompt", text, end, grids)
-        if key not in self._prompts:
-            content = [{"type": "image"} for _ in grids] + [{"type": "text", "text": text}]
-            chat = self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-            )
-            pad = "<|image_pad|>"
-            pieces = (chat + end).split(pad)
-            if len(pieces) != len(grids) + 1:
-                raise ConfigError(
-                    f"the chat template makes {len(pieces) - 1} image places for {len(grids)} images: {chat!r}",
-                    "an instruction must not contain <|image_pad|>",
-                )
-            counts = [rows * columns // self.image_settings.merge**2 for _, rows, columns in grids]
-            full = pieces[0] + "".join(pad * n + piece for n, piece in zip(counts, pieces[1:], strict=True))
-            ids = tuple(self.tokenizer(full, add_special_tokens=False)["input_ids"])
-            self._remember(key, ids)
-        return self._prompts[key]
+    # ---- acting -------------------------------------------------------------------------------------------
+    @property
+    def _mixed(self) -> bool:
+        """Whether some layers are no attention layers (Qwen3.5)."""
+        return "linear_attention" in (getattr(self.vlm.config.get_text_config(), "layer_types", None) or ())
 
-    def _padded(
-        self, ids: tuple[int, ...], length: int, grids: tuple[tuple[int, int, int], ...]
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Row of ids (L,), mask (L,), token types (L,) and positions (3, L), padded on the left."""
-        key = ("row", ids, length, grids)
-        if key not in self._prompts:
-            pad = length - len(ids)
-            row = torch.tensor([self.tokenizer.pad_token_id] * pad + list(ids))
-            mask = torch.tensor([False] * pad + [True] * len(ids))
-            types = (row == self.vlm.config.image_token_id).int()
-            positions, _ = self.vlm.model.get_rope_index(
-                row[None],
-                mm_token_type_ids=types[None],
-                image_grid_thw=torch.tensor(grids),
-                attention_mask=mask[None].int(),
-            )
-            self._remember(key, (row, mask, types, positions[:, 0]))
-        return self._prompts[key]
+    def compile_acting(self) -> None:
+        """See `Backbone.compile_acting`; compiled, attention runs on torch's own kernels."""
+        if self._mixed or self.attention_asked not in ("auto", "sdpa"):
+            what = "a VLM with linear layers" if self._mixed else f"attention={self.attention_asked!r}"
+            raise ConfigError(f"compile=True is not for {what}", "leave it out")
+        self.set_attention("sdpa")
+        device = next(self.parameters()).device
+        self._graphs = {function.__name__: compiled(function, device) for function in (decode, next_state)}
+        self.prompts.multiple = LENGTHS
 
-    def _remember(self, key: Any, value: Any) -> None:
-        if len(self._prompts) > 4096:  # free-form instructions must not fill the memory
-            self._prompts.clear()
-        self._prompts[key] = value
-
-
-def _cut(ids: tuple[int, ...], token: int) -> tuple[int, ...]:
-    """Up to and with the last `token`; all where there is none."""
-    return ids[: len(ids) - ids[::-1].index(token)] if token in ids else ids
+    def train(self, mode: bool = True) -> Self:
+        """As `nn.Module.train`; forgets what was compiled when training begins."""
+        if mode:
+            self._graphs, self._caches, self.prompts.multiple = {}, {}, 1
+        return super().train(mode)
 
 
 def _check_tokenizer(tokenizer: Any, config: Any) -> None:

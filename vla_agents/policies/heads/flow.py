@@ -21,13 +21,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vla_agents.errors import ConfigError
+from vla_agents.policies.compiling import compiled
 from vla_agents.policies.heads.flow_blocks import MLP, ActionEncoder, Block, ContextKV, TimestepEncoder
 from vla_agents.policies.heads.flow_schedule import FlowSchedule
 
@@ -77,25 +78,24 @@ class FlowHeadShape:
             raise ConfigError(f"{self.max_positions} positions are too few for a horizon of {self.horizon}")
 
 
-@dataclass
-class Conditioning:
+class Conditioning(NamedTuple):
     """All that depends on the time bucket: one row for each of N times.
 
     Args:
         action_bias: (N, 1, W), see `ActionEncoder`.
-        blocks: (scale, shift) of each block, (N, 1, W).
-        silu_time: (N, W), for a head's final modulation.
+        blocks: (depth, 2, N, 1, W), scale and shift of each block.
+        final: (2, N, 1, W), scale and shift of the final norm; None for a head without one.
     """
 
     action_bias: Tensor
-    blocks: list[tuple[Tensor, Tensor]]
-    silu_time: Tensor
+    blocks: Tensor
+    final: Tensor | None
 
     def row(self, index: int) -> Conditioning:
         """One time, for all samples."""
         one = slice(index, index + 1)
-        blocks = [(scale[one], shift[one]) for scale, shift in self.blocks]
-        return Conditioning(self.action_bias[one], blocks, self.silu_time[one])
+        final = None if self.final is None else self.final[:, one]
+        return Conditioning(self.action_bias[one], self.blocks[:, :, one], final)
 
 
 class FlowTransformer(nn.Module):
@@ -124,6 +124,7 @@ class FlowHead(nn.Module):
         super().__init__()
         self.shape = shape
         self._kept: tuple[Any, Conditioning] | None = None
+        self._graphs: dict[str, Callable[..., Any]] = {}
         self.crosses = tuple(crosses)
         self.mixes = not all(self.crosses)  # else no token sees another, and those without an action are idle
         self.model = FlowTransformer(shape, [shape.context_dim if cross else 0 for cross in crosses])
@@ -143,9 +144,13 @@ class FlowHead(nn.Module):
                 self.state_encoder.requires_grad_(False)
 
     # ---- to be said by a head -----------------------------------------------------------------------------
-    def read_out(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+    def read_out(self, tokens: Tensor, final: Tensor | None) -> Tensor:
         """What the action decoder reads, (N, H, W) -> (N, H, decoder inputs)."""
         raise NotImplementedError
+
+    def final_modulation(self, silu_time: Tensor) -> Tensor | None:
+        """(N, W) -> (2, N, 1, W), `Conditioning.final`."""
+        return None
 
     # ---- once per prediction ------------------------------------------------------------------------------
     def project(self, contexts: Sequence[Tensor], mask: Tensor | None) -> list[ContextKV | None]:
@@ -164,8 +169,8 @@ class FlowHead(nn.Module):
     def condition(self, buckets: Tensor) -> Conditioning:
         """(N,) int64 buckets -> everything that depends on them."""
         silu_time = F.silu(self.model.timestep_encoder(buckets))
-        blocks = [block.norm1.modulation(silu_time) for block in self.model.transformer_blocks]  # type: ignore[union-attr, operator]
-        return Conditioning(self.action_encoder.time_bias(buckets), blocks, silu_time)
+        blocks = torch.stack([block.norm1.modulation(silu_time) for block in self.model.transformer_blocks])  # type: ignore[union-attr, operator]
+        return Conditioning(self.action_encoder.time_bias(buckets), blocks, self.final_modulation(silu_time))
 
     def step_conditioning(self, schedule: FlowSchedule, steps: int) -> Conditioning:
         """`condition` of the Euler steps, kept from one prediction to the next while the head is in eval mode.
@@ -174,6 +179,7 @@ class FlowHead(nn.Module):
         """
         parameters = [
             *self.model.timestep_encoder.parameters(),
+            *self.model.proj_out_1.parameters(),
             *self.action_encoder.layer2.parameters(),
             *(p for block in self.model.transformer_blocks for p in block.norm1.parameters()),  # type: ignore[union-attr]
         ]
@@ -187,9 +193,34 @@ class FlowHead(nn.Module):
         return self._kept[1]
 
     def train(self, mode: bool = True) -> FlowHead:
-        """As `nn.Module.train`; forgets what was kept."""
+        """As `nn.Module.train`; forgets what was kept, and, when training begins, what was compiled."""
         self._kept = None
+        if mode:
+            self._graphs.clear()
         return super().train(mode)
+
+    def compile_acting(self) -> None:
+        """Run `begin` and `step` as compiled graphs where no gradient is wanted; see `vla_agents.policies.compiling`."""
+        device = self.future_tokens.weight.device
+        for function in (self.begin, self.step):
+            self._graphs[function.__name__] = compiled(function, device, constants=True)
+
+    def begin(
+        self, contexts: Sequence[Tensor], mask: Tensor | None, state: Tensor | None, count: int
+    ) -> tuple[list[ContextKV | None], Tensor | None]:
+        """What an act computes once: `project` and `static_tokens`."""
+        return self.project(contexts, mask), self.static_tokens(state, count)
+
+    def step(
+        self,
+        x: Tensor,
+        row: Conditioning,
+        kv: Sequence[ContextKV | None],
+        tokens: Tensor | None,
+        steps: int,
+    ) -> Tensor:
+        """One Euler step of `steps`, (N, H, D) -> (N, H, D)."""
+        return x + self.velocity(x, row, tokens, kv) / steps
 
     def static_tokens(self, state: Tensor | None, count: int) -> Tensor | None:
         """The tokens that are no actions, (count, 1 + F, W); None where they could not matter."""
@@ -231,7 +262,7 @@ class FlowHead(nn.Module):
         for index, block in enumerate(self.model.transformer_blocks):
             tail = horizon if index == last else 0
             hidden = block(hidden, conditioning.blocks[index], kv[index], tail, visible)
-        return self.action_decoder(self.read_out(hidden, conditioning)).to(x.dtype)
+        return self.action_decoder(self.read_out(hidden, conditioning.final)).to(x.dtype)
 
     def errors(
         self,
@@ -267,8 +298,9 @@ class FlowHead(nn.Module):
         self,
         noise: Tensor,
         conditioning: Conditioning,
-        state: Tensor | None,
-        kv: Sequence[ContextKV | None],
+        contexts: Sequence[Tensor],
+        mask: Tensor | None = None,
+        state: Tensor | None = None,
         guide: Guide | None = None,
     ) -> Tensor:
         """Actions from noise by Euler steps, (B, H, D) normalised.
@@ -276,17 +308,23 @@ class FlowHead(nn.Module):
         Args:
             noise: (B, H, D).
             conditioning: Of the steps, from `step_conditioning`.
+            contexts: See `project`.
+            mask: See `project`.
             state: (B, S) normalised, or None.
-            kv: From `project`.
             guide: Changes the velocity at each step (real-time chunking).
         """
-        tokens, steps, x = self.static_tokens(state, len(noise)), len(conditioning.silu_time), noise
-        for step in range(steps):
-            row = conditioning.row(step)
+        graphs = {} if guide or torch.is_grad_enabled() else self._graphs
+        begin, step = graphs.get("begin", self.begin), graphs.get("step", self.step)
+        kv, tokens = begin(contexts, mask, state, len(noise))
+        x, steps = noise, len(conditioning.action_bias)
+        for number in range(steps):
+            row = conditioning.row(number)
+            if guide is None:
+                x = step(x, row, kv, tokens, steps)
+                continue
 
             def velocity(at: Tensor, row: Conditioning = row) -> Tensor:
                 return self.velocity(at, row, tokens, kv)
 
-            v = velocity(x) if guide is None else guide(x, step / steps, velocity)
-            x = x + v / steps
+            x = x + guide(x, number / steps, velocity) / steps
         return x

@@ -11,7 +11,7 @@ attends either to the tokens themselves or to a context, and only the first norm
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -100,8 +100,7 @@ class ActionEncoder(nn.Module):
         return self.layer3(F.silu(x))
 
 
-@dataclass
-class ContextKV:
+class ContextKV(NamedTuple):
     """Keys and values of one context for one block, projected once.
 
     Args:
@@ -167,12 +166,11 @@ class AdaNorm(nn.Module):
         super().__init__()
         self.linear = nn.Linear(width, 2 * width)
 
-    def modulation(self, silu_time: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, W) -> scale and shift, (N, 1, W) each."""
-        scale, shift = self.linear(silu_time)[:, None].chunk(2, -1)
-        return scale, shift
+    def modulation(self, silu_time: Tensor) -> Tensor:
+        """(N, W) -> (2, N, 1, W), scale and shift."""
+        return torch.stack(self.linear(silu_time)[:, None].chunk(2, -1))
 
-    def forward(self, x: Tensor, modulation: tuple[Tensor, Tensor]) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """(N, T, W) -> (N, T, W)."""
         scale, shift = modulation
         return F.layer_norm(x, x.shape[-1:], eps=1e-5) * (1 + scale) + shift
@@ -220,7 +218,7 @@ class Block(nn.Module):
     def forward(
         self,
         x: Tensor,
-        modulation: tuple[Tensor, Tensor],
+        modulation: Tensor,
         kv: ContextKV | None,
         tail: int = 0,
         visible: Tensor | None = None,

@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from vla_agents.errors import UnknownNameError
-from vla_agents.policies.heads.flow import Conditioning, FlowHead, FlowHeadShape
+from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape
 
 
 class DiTSize(NamedTuple):
@@ -44,8 +45,14 @@ class GR00THead(FlowHead):
     def __init__(self, shape: FlowHeadShape) -> None:
         super().__init__(shape, [index % 2 == 0 for index in range(shape.depth)], shape.output)
 
-    def read_out(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+    def final_modulation(self, silu_time: Tensor) -> Tensor:
+        """See `FlowHead.final_modulation`."""
+        shift, scale = self.model.proj_out_1(silu_time)[:, None].chunk(2, -1)
+        return torch.stack([scale, shift])
+
+    def read_out(self, tokens: Tensor, final: Tensor | None) -> Tensor:
         """Final modulated norm and projection."""
-        shift, scale = self.model.proj_out_1(conditioning.silu_time)[:, None].chunk(2, -1)
+        assert final is not None
+        scale, shift = final
         normed = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
         return self.model.proj_out_2(normed * (1 + scale) + shift)

@@ -20,7 +20,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from vla_agents.policies.heads.flow import Conditioning, FlowHead, FlowHeadShape
+from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape
 
 Semantics = Literal["interleaved", "cross_only"]
 
@@ -34,6 +34,6 @@ class LayerwiseHead(FlowHead):
         self.model.proj_out_1.requires_grad_(False)
         self.model.proj_out_2.requires_grad_(False)
 
-    def read_out(self, tokens: Tensor, conditioning: Conditioning) -> Tensor:
+    def read_out(self, tokens: Tensor, final: Tensor | None) -> Tensor:
         """The tokens as they are."""
         return tokens
