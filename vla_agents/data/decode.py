@@ -42,8 +42,7 @@ def frames_at(
     done = 0
     try:
         with av.open(str(path), metadata_errors="replace") as container:
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = 1
+            stream = video_stream(container)
             # libavcodec itself refuses frames beyond this, before it makes room for them.
             stream.codec_context.options = {"max_pixels": str(max(4 * shape[0] * shape[1], 1 << 16))}
             found = stream.codec_context.height, stream.codec_context.width
@@ -73,6 +72,19 @@ def frames_at(
             f"no frame at {times[done]:.3f} s (frame {done} of {len(times)} of the episode)",
             "the video is cut short, or has another frame rate than meta/info.json says: copy it again",
         )
+
+
+def video_stream(container: Any) -> Any:
+    """The (first) video of a file, to be decoded by one thread.
+
+    Raises:
+        IndexError: There is none, or of an unknown kind.
+    """
+    stream = container.streams.video[0]
+    if stream.codec_context is None:
+        raise IndexError("a video of unknown kind")
+    stream.codec_context.thread_count = 1
+    return stream
 
 
 def _frames_at(container: Any, stream: Any, times: np.ndarray, tolerance: float) -> Iterator[Any]:

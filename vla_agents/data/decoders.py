@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_agents.data.decode import SAME, Converter, decode
+from vla_agents.data.decode import SAME, Converter, decode, video_stream
 
 KEPT = 32  # open decoders per process; a few MB each
 _Key = tuple[Path, float, tuple[int, int]]
@@ -67,9 +67,8 @@ class VideoDecoder:
         import av
 
         self._container = av.open(str(self._path))
-        self._stream = self._container.streams.video[0]
+        self._stream = video_stream(self._container)
         self._context = self._stream.codec_context
-        self._context.thread_count = 1
         self._base = float(self._stream.time_base)
         self._convert = Converter()
 

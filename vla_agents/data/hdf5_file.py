@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,8 @@ class Hdf5File:
         if group != "/" and not self.has(group):
             return []
         found = self._node(group)
-        return [str(name) for name in found] if isinstance(found, self._h5py.Group) else []
+        with self._damage(f"group {group!r}"):
+            return [str(name) for name in found] if isinstance(found, self._h5py.Group) else []
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of a dataset."""
@@ -109,10 +111,9 @@ class Hdf5File:
 
     def values(self, name: str, where: Any = ()) -> np.ndarray:
         """The content of a dataset, or of some of its rows."""
-        try:
-            return self.dataset(name)[where]
-        except (OSError, ValueError, RuntimeError, MemoryError) as error:
-            raise DatasetError(self.path, f"{name!r} cannot be read ({error})", DAMAGED) from error
+        dataset = self.dataset(name)
+        with self._damage(f"{name!r}"):
+            return dataset[where]
 
     def text(self, name: str) -> str:
         """A scalar dataset (or an array of one) of text."""
@@ -121,18 +122,25 @@ class Hdf5File:
         value = np.asarray(self.values(name), dtype=object).reshape(-1)[0]
         return as_text(value)
 
+    @contextmanager
+    def _damage(self, what: str) -> Iterator[None]:
+        """Whatever the HDF5 library says of a damaged file."""
+        try:
+            yield
+        except (OSError, RuntimeError, ValueError, KeyError, TypeError, MemoryError, OverflowError) as error:
+            raise DatasetError(self.path, f"{what} cannot be read ({error})", DAMAGED) from error
+
     def attribute(self, name: str, at: str = "/", *, optional: bool = False) -> Any:
         """An attribute of a group or dataset; None where there is none and `optional`."""
-        try:
-            attributes = self._node(at).attrs
-            if name in attributes:
-                found = attributes.get_id(name)
-                if math.prod(found.shape) * found.dtype.itemsize > _MOST_TEXT:
-                    raise DatasetError(self.path, f"attribute {name!r} claims {found.shape} values", TAMPERED)
-                value = attributes[name]
+        node = self._node(at)
+        with self._damage(f"attribute {name!r}"):
+            found = node.attrs.get_id(name) if name in node.attrs else None
+            size = 0 if found is None else math.prod(found.shape) * found.dtype.itemsize
+            if found is not None and size <= _MOST_TEXT:
+                value = node.attrs[name]
                 return as_text(value) if isinstance(value, bytes | str) else value
-        except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-            raise DatasetError(self.path, f"attribute {name!r} cannot be read ({error})", DAMAGED) from error
+        if size > _MOST_TEXT:
+            raise DatasetError(self.path, f"attribute {name!r} claims {size:,} bytes", TAMPERED)
         if not optional:
             raise DatasetError(self.path, f"has no attribute {name!r}", DAMAGED)
         return None
@@ -140,21 +148,23 @@ class Hdf5File:
     def attributes(self, at: str = "/") -> dict[str, Any]:
         """All attributes that JSON can hold: text, numbers, small arrays."""
         found = {}
-        for name in self._node(at).attrs:
-            value = self.attribute(str(name), at)
+        for name in self.attribute_names(at):
+            value = self.attribute(name, at)
             if (
                 isinstance(value, np.ndarray | np.generic)
                 and value.dtype.kind in "biuf"
                 and value.size <= 4096
             ):
-                found[str(name)] = value.tolist()
+                found[name] = value.tolist()
             elif isinstance(value, str):
-                found[str(name)] = value
+                found[name] = value
         return found
 
     def attribute_names(self, at: str = "/") -> list[str]:
         """The names of a group's attributes."""
-        return [str(name) for name in self._node(at).attrs]
+        node = self._node(at)
+        with self._damage(f"attributes of {at!r}"):
+            return [str(name) for name in node.attrs]
 
     def is_virtual(self, name: str) -> bool:
         """Whether a dataset is a view of others."""
@@ -173,11 +183,15 @@ class Hdf5File:
     def dataset(self, name: str) -> h5py.Dataset:
         """A dataset that lies in this file, and is not larger than what is stored of it can be."""
         found = self._node(name)
-        if not isinstance(found, self._h5py.Dataset) or found.shape is None:
+        with self._damage(f"{name!r}"):
+            known = isinstance(found, self._h5py.Dataset) and found.shape is not None
+            outside = known and (found.is_virtual or bool(found.external))
+            sizes = None if outside or not known else _sizes(found)
+        if not known:
             raise DatasetError(self.path, f"has no dataset {name!r}, but a group or nothing", DAMAGED)
-        if found.is_virtual or found.external:
+        if sizes is None:
             raise DatasetError(self.path, f"{name!r} leads out of the file", TAMPERED)
-        self._check_size(name, found)
+        self._check_size(name, *sizes)
         return found
 
     # ---- inside -------------------------------------------------------------------------------------------
@@ -198,26 +212,35 @@ class Hdf5File:
             raise DatasetError(self.path, f"{name!r} leads out of the file", TAMPERED)
         return found
 
-    def _check_size(self, name: str, dataset: h5py.Dataset) -> None:
-        size = math.prod(dataset.shape) * dataset.dtype.itemsize
-        plan = dataset.id.get_create_plist()
-        filters = [plan.get_filter(k)[0] for k in range(plan.get_nfilters())]
+    def _check_size(self, name: str, size: int, chunk: int, stored: int, filters: list[int]) -> None:
         missing = [number for number in filters if not self._h5py.h5z.filter_avail(number)]
         if missing:
             raise DatasetError(
                 self.path, f"{name!r} is compressed by filter {missing[0]}, which is not installed",
                 "pip install hdf5plugin and import it first, or write the file with gzip",
             )  # fmt: skip
-        chunk = math.prod(dataset.chunks or (0,)) * dataset.dtype.itemsize
         compressing = [number for number in filters if number not in _NO_COMPRESSION]
-        stored = dataset.id.get_storage_size()
-        if len(compressing) > 1 or chunk > _MOST_CHUNK or max(size, chunk) > max(_PLENTY, _RATIO * stored):
+        most = max(_PLENTY, _RATIO * stored)
+        if (
+            len(compressing) > 1
+            or max(size, chunk) > most
+            or chunk > max(_PLENTY, min(4 * size, _MOST_CHUNK))
+        ):
             raise DatasetError(
                 self.path,
                 f"{name!r} claims {size:,} bytes in chunks of {chunk:,}, of which {stored:,} are stored "
                 f"through {len(compressing)} compressing filters",
                 TAMPERED,
             )
+
+
+def _sizes(dataset: h5py.Dataset) -> tuple[int, int, int, list[int]]:
+    """Bytes that a dataset claims, bytes of a chunk, bytes stored, and its filters."""
+    item = dataset.dtype.itemsize
+    plan = dataset.id.get_create_plist()
+    filters = [plan.get_filter(k)[0] for k in range(plan.get_nfilters())]
+    chunk = math.prod(dataset.chunks or (0,)) * item
+    return math.prod(dataset.shape) * item, chunk, dataset.id.get_storage_size(), filters
 
 
 def as_text(value: Any) -> str:

@@ -64,6 +64,7 @@ DEFAULT_SCALARS = {
 SCALARS = OUR_SCALARS | DEFAULT_SCALARS
 
 
+UNREADABLE = (pa.ArrowException, OSError, UnicodeError)  # what pyarrow raises of a damaged file
 SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 
 
@@ -144,10 +145,12 @@ def read_parquet(root: Path, file: Path, columns: list[str] | None, *, row_bytes
     try:
         with pa.OSFile(str(file)) as source, pq.ParquetFile(source) as opened:
             check_sizes(opened, file, columns, row_bytes)
-            return opened.read(columns=columns, use_threads=False)
+            table = opened.read(columns=columns, use_threads=False)
+            table.validate(full=True)  # text that is none, lists that point elsewhere
+            return table
     except FileNotFoundError:
         raise DatasetError(file, "the file is missing", COPY) from None
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise DatasetError(
             file,
             f"cannot be read as parquet ({error})",
@@ -188,5 +191,5 @@ def column_names(root: Path, file: Path) -> list[str]:
         return pq.read_schema(file).names
     except FileNotFoundError:
         raise DatasetError(file, "the file is missing", COPY) from None
-    except (pa.ArrowException, OSError) as error:
+    except UNREADABLE as error:
         raise DatasetError(file, f"cannot be read as parquet ({error})", COPY) from error

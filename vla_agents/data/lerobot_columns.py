@@ -142,6 +142,7 @@ class Columns:
                 )
             lerobot.check_sizes(opened, file, chosen_names, self._row_bytes, chosen)
             table = opened.read_row_groups(list(chosen), columns=chosen_names, use_threads=False)
+            table.validate(full=True)  # lists that point elsewhere
         return {name: self._to_numpy(file, name, table) for name in chosen_names}
 
     def _to_numpy(self, file: Path, name: str, table: pa.Table) -> np.ndarray:
@@ -177,7 +178,7 @@ def _opened(file: Path, metadata: pq.FileMetaData | None = None) -> Iterator[pq.
             yield opened
     except FileNotFoundError:
         raise DatasetError(file, "the file is missing", COPY) from None
-    except (pa.ArrowException, OSError) as error:
+    except lerobot.UNREADABLE as error:
         raise DatasetError(file, f"cannot be read as parquet ({error})", _DAMAGED) from error
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from vla_agents.data import lerobot
 from vla_agents.data.decode import frames_at
-from vla_agents.data.guards import COPY, require_inside
+from vla_agents.data.guards import COPY, is_inside
 from vla_agents.data.lerobot_index import Index
 from vla_agents.data.lerobot_tables import episode_table
 from vla_agents.errors import DatasetError
@@ -84,8 +84,8 @@ def _content(root: Path, file: Path, key: str, episode: int, frame: int, row: An
     if isinstance(content, bytes):
         return content
     try:
-        if isinstance(path, str) and path and not Path(path).is_absolute():
-            return require_inside(root, root / path).read_bytes()
+        if isinstance(path, str) and path and is_inside(root, root / path):
+            return (root / path).read_bytes()
         raise ValueError(f"neither bytes nor a path inside the dataset: {path!r}")
     except (ValueError, OSError) as error:
         raise DatasetError(

@@ -109,7 +109,12 @@ def _read_v3(info: Info) -> Index:
     tables = [_read_rows(info, file) for file in files]
     if not tables:
         return Index(info, np.zeros(0, np.int64), [])
-    table = pa.concat_tables(tables, promote_options="default")
+    for file, table in zip(files, tables, strict=True):
+        _check_columns(info, file, table)
+    try:
+        table = pa.concat_tables(tables, promote_options="default")
+    except pa.ArrowException as error:
+        raise DatasetError(folder, f"columns differ from file to file ({error})", COPY) from error
     _check_rows(info, folder, table)
     table = table.slice(0, info.total_episodes)
     columns = {name: _values(table.column(name)) for name in table.column_names if name != "tasks"}
@@ -130,10 +135,12 @@ def _read_rows(info: Info, file: Path) -> pa.Table:
                     f"{info.total_episodes} episodes", COPY,
                 )  # fmt: skip
             lerobot.check_sizes(opened, file, names, _ROW_BYTES)
-            return opened.read(columns=names, use_threads=False)
+            table = opened.read(columns=names, use_threads=False)
+            table.validate(full=True)  # text that is none, lists that point elsewhere
+            return table
     except FileNotFoundError:
         raise DatasetError(file, "the file is missing", COPY) from None
-    except (pa.ArrowException, OSError) as error:
+    except lerobot.UNREADABLE as error:
         raise DatasetError(file, f"cannot be read as parquet ({error})", COPY) from error
 
 
@@ -142,20 +149,23 @@ def _values(column: pa.ChunkedArray) -> Any:
     return column.to_numpy() if plain and not column.null_count else column.to_pylist()
 
 
-def _check_rows(info: Info, folder: Path, table: pa.Table) -> None:
+def _check_columns(info: Info, file: Path, table: pa.Table) -> None:
     whole = ["episode_index", "length", "data/chunk_index", "data/file_index"]
     for key in info.cameras.values():
         if info.is_video(key):
             whole += [f"videos/{key}/{name}" for name in ("chunk_index", "file_index")]
     for name in (*whole, "tasks", *(n for n in table.column_names if n.endswith("/from_timestamp"))):
         if name not in table.column_names or table.column(name).null_count:
-            raise DatasetError(folder, f"column {name!r} is missing or has gaps", COPY)
+            raise DatasetError(file, f"column {name!r} is missing or has gaps", COPY)
         kind = table.column(name).type
         good = pa.types.is_integer(kind) if name in whole else pa.types.is_floating(kind)
         if not (pa.types.is_list(kind) if name == "tasks" else good):
-            raise DatasetError(folder, f"column {name!r} holds {kind}", COPY)
+            raise DatasetError(file, f"column {name!r} holds {kind}", COPY)
         if name.endswith("from_timestamp") and not np.isfinite(table.column(name).to_numpy()).all():
-            raise DatasetError(folder, f"column {name!r} is not finite", COPY)
+            raise DatasetError(file, f"column {name!r} is not finite", COPY)
+
+
+def _check_rows(info: Info, folder: Path, table: pa.Table) -> None:
     ours = (info.path / lerobot.EMBODIMENT).exists()  # then rows too many are of an unfinished save
     extra = table.num_rows - info.total_episodes
     if extra < 0 or (extra > 0 and not ours):

@@ -35,9 +35,10 @@ def episode_table(index: Index, episode: int, columns: Sequence[str]) -> pa.Tabl
             table = _between(opened, file, columns, episode, first, first + length, row_bytes)
             if table.num_rows != length:  # in another order than meta/episodes
                 table = _between(opened, file, columns, episode, 0, None, row_bytes)
+            table.validate(full=True)  # text that is none, lists that point elsewhere
     except FileNotFoundError:
         raise DatasetError(file, "the file is missing", COPY) from None
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (*lerobot.UNREADABLE, KeyError) as error:
         raise DatasetError(file, f"cannot be read as parquet ({error})", COPY) from error
     if table.num_rows != length:
         raise DatasetError(
