@@ -93,7 +93,10 @@ def run(name: str, steps: int, options: Options) -> dict[str, Any]:
     if not (out / "last").exists():
         third = max(1, steps // 3)
         train(replace(recipe(name, options), out=str(out), steps=steps, validate_every=third), progress=False)
-    found: dict[str, Any] = {"steps": steps, "cpu_seconds_with_loading": round(time.process_time() - begin, 1)}
+    found: dict[str, Any] = {
+        "steps": steps,
+        "cpu_seconds_with_loading": round(time.process_time() - begin, 1),
+    }
     policy = load_policy(out / "last", device="cpu")
     found["parameters"] = sum(p.numel() for p in policy.parameters())
     for what in ("named", "swapped"):

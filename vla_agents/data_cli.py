@@ -86,6 +86,7 @@ COMMANDS: dict[str, tuple[type, Any, str]] = {
     "merge": (commands.MergeConfig, commands.run_merge, "write several datasets as one"),
     "split": (commands.SplitConfig, commands.run_split, "write parts of it as datasets of their own"),
     "check": (look.CheckConfig, look.run_check, "find what spoils training, and say how to mend it"),
+    "view": (look.ViewConfig, look.run_view, "look at it in a web browser"),
     "repair": (RepairConfig, repair, "make episodes of what was open when a recording died"),
 }
 

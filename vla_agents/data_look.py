@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -88,3 +89,47 @@ def _hints(findings: list[Finding]) -> None:
         if f.command:
             where = "all" if f.episode is None else f"episode {f.episode}"
             _console.print(f"{f.check}, {where}:\n  {f.command}")
+
+
+# ---- view -------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class ViewConfig(Reading):
+    """Look at a dataset in a web browser: pictures of all cameras, curves, times, findings. For this machine only."""
+
+    path: Positional[Path]
+    """Folder or HDF5 file."""
+    port: int = 0
+    """Port on 127.0.0.1; 0 takes a free one."""
+    open_browser: Annotated[bool, tyro.conf.arg(name="open")] = False
+    """Open the browser."""
+    check: bool = True
+    """Look for defects meanwhile (no picture is decoded for it)."""
+    export: Path | None = None
+    """Write one episode as a page that needs no server into this new folder, and end."""
+    episode: int = 0
+    """Which one to export."""
+
+
+def run_view(config: ViewConfig) -> None:
+    """Serve until Ctrl-C, or export."""
+    import webbrowser
+
+    from vla_agents.data.view import Content, Viewer, export
+
+    reader = config.open(config.path, checked=True)
+    if config.export is not None:
+        content = Content(reader, check=config.check)
+        content.wait()
+        file = export(content, config.episode, config.export, progress=True)
+        _console.print(f"open {file}")
+        return
+    viewer = Viewer(Content(reader, check=config.check), config.port)
+    _console.print(f"{config.path}: {reader.format}, {len(reader)} episodes\n{viewer.url}\nCtrl-C ends it")
+    try:
+        if config.open_browser:
+            webbrowser.open(viewer.url)
+        viewer.serve_forever()
+    except KeyboardInterrupt:
+        _console.print("ended")
+    finally:
+        viewer.close()
