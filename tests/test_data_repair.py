@@ -7,6 +7,7 @@ import io
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -35,8 +36,10 @@ CASES: dict[str, tuple[str, Embodiment, dict[str, Any]]] = {
     "hdf5-plain": ("hdf5", LARGE, {"compression": "none"}),
 }
 
-SLOW = ("lerobot-repeat", "lerobot-av1", "hdf5-plain")
-SOME = [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in CASES]
+
+def fast(*names: str) -> list[Any]:
+    """All cases; those that are not named here are slow tests."""
+    return [pytest.param(name, marks=() if name in names else pytest.mark.slow) for name in CASES]
 
 
 def paced_step(body: Embodiment, seed: int, k: int) -> Step:
@@ -208,7 +211,7 @@ def check_killed(root: Path, case: str, killed: float) -> int:
     return len(found)
 
 
-@pytest.mark.parametrize("case", SOME)
+@pytest.mark.parametrize("case", fast("lerobot-files", "hdf5"))
 def test_what_was_open_is_repaired(case: str, folder: Path, forked: Callable[..., Any]) -> None:
     rng = np.random.default_rng()
     made: list[int] = []
@@ -273,7 +276,7 @@ def assert_recovered(root: Path, case: str, index: int, rows: int) -> None:
         assert check_as_lerobot(root) == index + 1
 
 
-@pytest.mark.parametrize("case", SOME)
+@pytest.mark.parametrize("case", fast("lerobot", "lerobot-files", "hdf5"))
 def test_repaired_once_whatever_interrupts_it(case: str, folder: Path, forked: Callable[..., Any]) -> None:
     """Opened for recording in between, then a repair that dies at one operation of the disk after the other."""
     root = folder / "d"
@@ -286,7 +289,7 @@ def test_repaired_once_whatever_interrupts_it(case: str, folder: Path, forked: C
     assert found.folder.parent.name == FOLDER and found.instruction == "left open"
     deaths = 0
     while True:
-        every = {"lerobot": 3, "hdf5": 1, "hdf5-plain": 1}.get(case, 12)
+        every = {"lerobot": 5, "hdf5": 1, "hdf5-plain": 1}.get(case, 12)
         process = forked(repair_until_killed, str(root), 1 + every * deaths)
         process.join()
         if process.exitcode == 0:
@@ -415,6 +418,112 @@ def test_a_damaged_video_costs_what_comes_behind_it(folder: Path, forked: Callab
     assert usable(found, LARGE) == 12
     assert repair(root, found) == 0
     assert len(open_dataset(root).read(0)) == 12 and check_as_lerobot(root) == 1
+
+
+# ---- the journal's own writes ------------------------------------------------------------------------------
+def record_and_die(root: str, case: str, notes: str, at: int) -> None:
+    """Save one example, and record another with a journal that writes all the time; die at the n-th operation."""
+    journal.PERIOD, journal.SYNC = 0.002, 0.01
+    operations, counting = 0, threading.Lock()
+
+    def hook(operation: str, where: Path) -> None:  # called by every thread
+        nonlocal operations
+        with counting:
+            operations += 1
+            if operations == at:
+                os._exit(9)
+
+    kind, body, options = CASES[case]
+    out = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    with create_dataset(root, body, kind, **options) as writer:
+        for seed in range(2):
+            writer.begin(f"task {seed}", {"seed": seed})
+            if seed:
+                atomic.hook = hook
+            for step in make_steps(seed, 24, body):
+                writer.add(step)
+                while writer.status().in_line:
+                    time.sleep(0.0005)
+                time.sleep(0.001)
+            writer.save()
+            os.write(out, b"saved\n")
+
+
+@pytest.mark.parametrize("case", fast("lerobot"))
+@pytest.mark.parametrize("few", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_killed_between_any_two_writes(
+    case: str, few: bool, folder: Path, forked: Callable[..., Any]
+) -> None:
+    kind, body, _ = CASES[case]
+    every = {"hdf5": 4, "hdf5-plain": 4, "lerobot": 14}.get(case, 30) if few else 1
+    at, made, recovered = 1, 0, set()
+    while True:
+        root = folder / f"{at}"
+        process = forked(record_and_die, str(root), case, f"{root}.notes", at)
+        process.join()
+        assert process.exitcode in (0, 9)
+        saved = len(Path(f"{root}.notes").read_text().splitlines())
+        count = len(open_dataset(root))
+        assert 1 <= saved <= count <= 2
+        for found in find(root):
+            assert count == 1 and found.instruction == "task 1"
+            rows = usable(found, body)
+            recovered.add(rows)
+            if rows:
+                assert repair(root, found) == 1
+                made += 1
+        reader = open_dataset(root)
+        for k in range(len(reader)):
+            steps, episode = make_steps(k, 24, body), reader.read(k)
+            assert len(episode) == 24 or "recovered" in episode.metadata
+            for step, expected in zip(episode.steps(), steps, strict=False):
+                assert np.array_equal(step.action, expected.action) and step.time == expected.time
+                assert np.array_equal(step.state, expected.state)  # type: ignore[arg-type]
+                for name, image in step.images.items():
+                    assert np.abs(image.astype(int) - expected.images[name]).mean() < 2
+        if kind == "lerobot":
+            assert check_as_lerobot(root) == len(reader)
+        shutil.rmtree(root)
+        if process.exitcode == 0:
+            break
+        at += every
+    assert made >= 2 and len(recovered) >= 2 and count == 2
+
+
+def test_an_open_episode_is_brought_to_the_disk_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it shall be durable, a power cut costs no more than the last seconds."""
+    monkeypatch.setattr(journal, "PERIOD", 0.01)
+    monkeypatch.setattr(journal, "SYNC", 0.02)
+    synced: set[str] = set()
+    monkeypatch.setattr(atomic, "hook", lambda what, where: what == "fsync" and synced.add(where.name))
+    wanted = {journal.FILE, "a.mp4", "b.mp4"}
+    for durable in (False, True):
+        with create_dataset(tmp_path / f"{durable}", LARGE, durable=durable) as writer:
+            writer.begin("long")
+            for step in make_steps(1, 60, LARGE):
+                writer.add(step)
+                time.sleep(0.005)
+                if wanted <= synced:
+                    break
+            assert (wanted <= synced) == durable
+
+
+def test_a_disk_that_is_too_slow_for_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Recording goes on without it, and says so."""
+    monkeypatch.setattr(journal, "PERIOD", 1e9)
+    monkeypatch.setattr(journal, "PENDING", 2000)
+    with create_dataset(tmp_path / "d", ARM) as writer:
+        writer.begin("long")
+        for step in make_steps(1, 30):
+            writer.add(step)
+        assert writer.save() == 0
+        record(writer, 1)
+    assert len(caplog.records) == 2 and all("the disk is too slow" in r.message for r in caplog.records)
+    assert open_dataset(tmp_path / "d").lengths().tolist()[0] == 30
 
 
 # ---- the command -----------------------------------------------------------------------------------------------
