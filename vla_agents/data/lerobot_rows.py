@@ -51,8 +51,8 @@ class EpisodeRows:
             found[key] = found[lerobot.ACTION] if given is None else given
         return found
 
-    def data(self, vectors: dict[str, np.ndarray]) -> pa.Table:
-        """The content of the data file, and columns that only some datasets have."""
+    def data(self, vectors: dict[str, np.ndarray], names: list[str]) -> pa.Table:
+        """The content of the data file; `names` are the dataset's columns."""
         steps, length = self.steps, len(self.steps)
         terminated = np.array([s.terminated for s in steps], bool)
         truncated = np.array([s.truncated for s in steps], bool)
@@ -73,9 +73,11 @@ class EpisodeRows:
             "task_index": np.full(length, self.task),
         }
         for name in self.body.camera_names:
-            scalars[CAMERA_TIME + name] = np.array([s.camera_times.get(name, s.time) for s in steps])
+            if CAMERA_TIME + name in names:
+                scalars[CAMERA_TIME + name] = np.array([s.camera_times.get(name, s.time) for s in steps])
         columns = {name: _vector_array(values) for name, values in vectors.items()}
-        return pa.table(columns | {name: pa.array(values) for name, values in scalars.items()})
+        columns |= {name: pa.array(values) for name, values in scalars.items() if name in names}
+        return pa.table({name: columns[name] for name in names})
 
     def row(self, stats: dict[str, pa.Array]) -> pa.Table:
         """The row of meta/episodes."""

@@ -312,7 +312,7 @@ class LeRobotWriter(StepWriter):
                     transaction.write(target, content)
                 else:
                     transaction.stage(target, self._video_path(name))
-            transaction.write(data, to_parquet(episode.data(vectors).select(self._columns)))
+            transaction.write(data, to_parquet(episode.data(vectors, self._columns)))
             if tasks is not self._tasks:
                 transaction.write(self.path / lerobot.TASKS, to_parquet(lerobot.tasks_table(tasks)))
             transaction.write(self.path / lerobot.STATS, self._stats_json(total))
@@ -338,4 +338,6 @@ class LeRobotWriter(StepWriter):
 
 def _joined(rows: pa.Table, row: pa.Table) -> pa.Table:
     """One more row; columns that older versions did not write are null in the rows before."""
-    return pa.concat_tables([rows, row], promote_options="default").combine_chunks()
+    if rows.column_names != row.column_names:
+        return pa.concat_tables([rows, row], promote_options="default").combine_chunks()
+    return pa.concat_tables([rows, row]).combine_chunks()
