@@ -5,6 +5,7 @@ The controller is pretended by a thread in here; a real one would be at an addre
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import threading
@@ -113,6 +114,8 @@ class Controller:
                     stream.flush()
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)  # a waiting accept() would take one more connection
         self._server.close()
 
 
