@@ -147,7 +147,7 @@ def test_alarms_are_kept(kind, bus, device):
     assert not bus.alarms
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=100)
 @given(
     garbage=st.lists(
         st.sampled_from(

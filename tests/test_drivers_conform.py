@@ -17,7 +17,10 @@ def quick(monkeypatch):
     monkeypatch.setattr(servo_arm, "SINK_S", 0.02)
 
 
-@pytest.mark.parametrize("name", DRIVERS)
+@pytest.mark.parametrize(
+    "name",
+    [name if name in ("so101", "ros") else pytest.param(name, marks=pytest.mark.slow) for name in DRIVERS],
+)
 def test_drivers_keep_to_the_protocol(name):
     pytest.importorskip(NEEDS.get(name, "numpy"))
     with WIRES[name]() as (robot, _):

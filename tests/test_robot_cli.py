@@ -29,7 +29,7 @@ def quick(monkeypatch, tmp_path):
     monkeypatch.setattr(servo_arm, "SINK_S", 0.05)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
     monkeypatch.setattr(robot_cli._console, "width", 200)
-    monkeypatch.setattr(FeetechBus, "broadcast_wait_s", 0.01)
+    monkeypatch.setattr(FeetechBus, "broadcast_wait_s", 0.003)
 
 
 class Hands:
@@ -215,7 +215,7 @@ def test_find_says_who_answers_and_which_calibration_fits(capsys):
 def test_check_prints_latency_losses_and_motors_and_knows_a_bad_wire(capsys):
     with SO101Emulator() as device:
         device.calibration.save(calibration_path("so101"))
-        check = ["robot", "check", "so101", "--port", device.path, "--seconds", "1.5"]
+        check = ["robot", "check", "so101", "--port", device.path, "--seconds", "1.0"]
         options = ["--robot-args", "timeout_s=0.02", "control_hz=4"]
         assert main([*check, *options]) == 0
         said = capsys.readouterr().out

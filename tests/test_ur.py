@@ -60,7 +60,8 @@ def test_connecting_moves_nothing_and_the_arm_follows(device):
             "in this machine's time"
         )
         target = np.array(start) + 0.2
-        reading = follow(robot, target, 0.3)
+        device.speed = 10.0
+        reading = follow(robot, target, 0.5)
         np.testing.assert_allclose(reading.position, target, atol=1e-6)
         assert device.goals[-1][1] == target.tolist()
         with pytest.raises(RobotStateError, match="already"):
@@ -78,13 +79,16 @@ def test_connecting_moves_nothing_and_the_arm_follows(device):
 
 def test_silence_stops_the_arm_and_it_goes_on_only_from_where_it_stands(device):
     with arm_of(device) as robot:
-        device.speed = 0.5
-        far = np.array(device.q) + 1.0
+        device.speed = 0.2
+        far = np.array(device.q) + 5.0
         follow(robot, far, 0.1)
-        silent = time.monotonic()
-        time.sleep(0.7)
-        assert 0.2 < device.stops[-1] - silent < 0.6, "after limits.watchdog"
+        before, silent = len(device.stops), time.monotonic()
+        while len(device.stops) == before:
+            assert time.monotonic() < silent + 10, "it never stopped by itself"
+            time.sleep(0.01)
+        assert device.stops[-1] - silent > 0.8 * robot.limits.watchdog, "not before the time"
         stopped = list(device.q)
+        time.sleep(0.05)
         reading = robot.observe()
         assert (reading.position < far - 0.3).all()
         with pytest.raises(MotorError, match="no command reached the arm for"):
@@ -93,7 +97,7 @@ def test_silence_stops_the_arm_and_it_goes_on_only_from_where_it_stands(device):
         assert device.q == stopped
         robot.command(reading.position)
         target = reading.position + 0.03
-        np.testing.assert_allclose(follow(robot, target, 0.3).position, target, atol=1e-6)
+        np.testing.assert_allclose(follow(robot, target, 0.5).position, target, atol=1e-6)
 
 
 def test_stop_decelerates_and_holds(device):
@@ -111,17 +115,14 @@ def test_stop_decelerates_and_holds(device):
         assert follow(robot, np.array(held) + 0.02, 0.2).position[0] > held[0]
 
 
-@pytest.mark.parametrize(
-    ("mode", "words"), [(3, "a protective stop"), (7, "an emergency stop"), (42, "safety mode 42")]
-)
-def test_stops_of_the_robot_are_errors(device, mode, words):
+def test_stops_of_the_robot_are_errors(device):
     with arm_of(device) as robot:
-        robot.observe()
-        device.outputs["safety_mode"] = mode
-        time.sleep(0.05)
-        with pytest.raises(MotorError, match=f"{words}[\\s\\S]*pendant"):
-            for _ in range(3):
-                robot.observe()
+        for mode, words in ((3, "a protective stop"), (7, "an emergency stop"), (42, "safety mode 42")):
+            device.outputs["safety_mode"] = mode
+            time.sleep(0.05)
+            with pytest.raises(MotorError, match=f"{words}[\\s\\S]*pendant"):
+                for _ in range(3):
+                    robot.observe()
 
 
 def test_a_script_that_somebody_ended(device):
@@ -158,7 +159,7 @@ def test_a_lost_connection(device):
         robot.observe()
 
 
-def test_what_is_refused_before_anything_moves(device):
+def test_what_is_refused_before_anything_moves(device, monkeypatch):
     with pytest.raises(PortNotFoundError, match=r"nobody answers at 127\.0\.0\.1:1 "):
         make_robot("ur", host="127.0.0.1", rtde_port=1).connect()
     device.in_use = {"input_int_register_24"}
@@ -171,11 +172,9 @@ def test_what_is_refused_before_anything_moves(device):
     device.outputs["robot_mode"] = 7
     assert not device.scripts
     device.remote = False
-    robot = arm_of(device)
-    started = time.monotonic()
+    monkeypatch.setattr(driver, "START_S", 0.3)
     with pytest.raises(RobotError, match="remote control"):
-        robot.connect()
-    assert time.monotonic() - started < 5
+        arm_of(device).connect()
 
 
 def test_somebody_else_listens_there():

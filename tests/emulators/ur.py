@@ -142,8 +142,9 @@ class UREmulator:
             return lambda index: self.registers.get(f"{name}_{index}", default)
 
         def put(index, value):
-            alive()
-            self.registers[f"output_int_register_{index}"] = value
+            with self.lock:  # a package shows all registers at one instant
+                alive()
+                self.registers[f"output_int_register_{index}"] = value
 
         return {
             "servoj": servoj, "stopj": stopj, "sync": sync, "get_steptime": lambda: self.STEP,

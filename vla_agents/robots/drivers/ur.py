@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import math
 import secrets
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ STOPS = {
     7: "an emergency stop", 8: "a safety violation", 9: "a fault",
 }  # fmt: skip
 WAIT, FOLLOW, END = 0, 1, 9
+START_S = 3.0  # how long the script may take to start
 NEAR = 0.05  # rad: an arm that was stopped follows again only from where it stands
 _OUTPUTS = (
     "timestamp", "actual_q", "actual_current", "robot_mode", "safety_mode", "output_int_register_24",
@@ -224,10 +224,7 @@ class UR(Robot):
             text = text.replace(f"@{word}@", f"{value}")
         with open_tcp(self.host, self._script_port, 3.0) as connection:
             connection.sendall(text.encode())
-            end = time.monotonic() + 3.0
-            started = self._client.wait(
-                lambda state: state["output_int_register_25"] == self._run, max(0.0, end - time.monotonic())
-            )
+            started = self._client.wait(lambda state: state["output_int_register_25"] == self._run, START_S)
         if started is None:
             raise RobotError(
                 f"the UR at {self.host} did not start the control script",
