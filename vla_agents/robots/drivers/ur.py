@@ -36,7 +36,7 @@ STOPS = {
     3: "a protective stop", 4: "recovery mode", 5: "a safeguard stop", 6: "an emergency stop of the system",
     7: "an emergency stop", 8: "a safety violation", 9: "a fault",
 }  # fmt: skip
-WAIT, FOLLOW, END = 0, 1, 9
+WAIT, FOLLOW = 0, 1  # and the number of the run: end; an end of an earlier run is none of this one
 START_S = 3.0  # how long the script may take to start
 NEAR = 0.05  # rad: an arm that was stopped follows again only from where it stands
 _OUTPUTS = (
@@ -185,7 +185,7 @@ class UR(Robot):
         if self._connected:
             self._connected = False
             try:
-                self._send(END, self._q)
+                self._send(self._run, self._q)
                 self._client.wait(lambda state: state["output_int_register_24"] == 0, 1.0)
             except RobotError:
                 pass  # the script stops the arm by itself when nothing comes any more
@@ -218,7 +218,7 @@ class UR(Robot):
         self._client.send({"input_int_register_24": mode, "input_int_register_25": self._beat, **goals})
 
     def _start_script(self) -> None:
-        self._run = secrets.randbelow(1 << 30) + 1
+        self._run = secrets.randbelow(1 << 30) + 1000
         text = Path(__file__).with_name("ur.script").read_text(encoding="utf-8")
         for word, value in {**self._script, "RUN": self._run, "WATCHDOG": self.limits.watchdog}.items():
             text = text.replace(f"@{word}@", f"{value}")
