@@ -1,9 +1,9 @@
-"""Single frames of many videos, at random: open decoders are kept, and nothing is decoded that is not needed.
+"""Single frames of many videos, at random: files and decoders stay open, and nothing is decoded that is not needed.
 
-What makes it cheap: a decoder stays open per file (and process), one FFmpeg thread, a seek to the key frame before the
-wanted one, and no packet after it: the decoder is told that the stream ends there, so that it hands the frame out
-instead of waiting for the ones it might have had to reorder. Where a frame is not found this way, or anything goes
-wrong, `decode` has the last word (and the error message).
+What makes it cheap: a file stays open, one decoder (of one FFmpeg thread) serves all files that are encoded alike, a seek
+leads to the key frame before the wanted one, and no packet after it is read: the decoder is told that the stream ends
+there, so that it hands the frame out instead of waiting for those it might have had to reorder. Where a frame is not
+found this way, or anything goes wrong, `decode` has the last word (and the error message).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import threading
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,22 +19,25 @@ import numpy as np
 
 from vla_agents.data.decode import SAME, Converter, decode, video_stream
 
-KEPT = 32  # open decoders per process; a few MB each
-_Key = tuple[Path, float, tuple[int, int]]
+KEPT = 128  # open files per process, less than half a MB each
+_CONTEXTS = 4  # idle decoders per process and kind of video; a few MB each
 _NEAR = 8  # frames; wanted ones nearer than that are decoded in one go, without a seek between
+_COLOURS = ("color_range", "colorspace", "color_primaries", "color_trc")
+_Key = tuple[Path, float, tuple[int, int]]
 
 
-class VideoDecoder:
+class VideoFile:
     """One video, kept open. Not for several threads at once.
 
     Args:
         path: The mp4.
         fps: Nominal frames per second.
         shape: Expected `(height, width)`.
+        contexts: Where decoders come from.
     """
 
-    def __init__(self, path: Path, fps: float, shape: tuple[int, int]) -> None:
-        self._path, self._fps, self._shape = path, fps, shape
+    def __init__(self, path: Path, fps: float, shape: tuple[int, int], contexts: Contexts) -> None:
+        self._path, self._fps, self._shape, self._contexts = path, fps, shape, contexts
         self._container: Any = None
 
     def read(self, times: np.ndarray, out: np.ndarray) -> None:
@@ -68,9 +71,10 @@ class VideoDecoder:
 
         self._container = av.open(str(self._path))
         self._stream = video_stream(self._container)
-        self._context = self._stream.codec_context
         self._base = float(self._stream.time_base)
-        self._convert = Converter()
+        like = self._stream.codec_context
+        self._size = (like.height, like.width)
+        self._kind = (like.name, like.extradata, *self._size, *(getattr(like, name) for name in _COLOURS))
 
     def _read_exactly(self, times: np.ndarray, out: np.ndarray) -> bool:
         """Frames whose time stamps are the ones asked for, one seek for all; False where it does not work out."""
@@ -79,44 +83,92 @@ class VideoDecoder:
         try:
             if self._container is None:
                 self._open()
-            if (self._context.height, self._context.width) != self._shape:
+            if self._size != self._shape:
                 return False
-            return self._run(times, out)
+            decoder = self._contexts.take(self._kind, self._stream.codec_context)
+            found = self._run(decoder, times, out)
+            self._contexts.give_back(decoder)
+            return found
         except (av.FFmpegError, IndexError, OSError):
             self.close()
             return False
 
-    def _run(self, times: np.ndarray, out: np.ndarray) -> bool:
-        base, context = self._base, self._context
-        self._container.seek(int((times[0] + SAME) / base), stream=self._stream, backward=True)
-        missing = np.ones(len(times), bool)  # whose packet has not been seen
-        done = late = 0
-        for packet in self._container.demux(self._stream):
-            if packet.pts is None:  # the end of the file
-                return False
-            now = packet.pts * base
-            missing &= np.abs(times - now) > SAME
-            frames = context.decode(packet)
-            if not missing.any():
-                frames += context.decode(None)
-            for frame in frames:
-                while done < len(times) and _is_at(frame, base, times[done]):
-                    self._convert(frame, out[done])
-                    done += 1
-            if done == len(times):
-                return True
-            late += now > times[-1] + SAME
-            if not missing.any() or late > 16:  # packets may come out of order, but not that far
-                return False
+    def _run(self, decoder: Decoder, times: np.ndarray, out: np.ndarray) -> bool:
+        base, context, wanted = self._base, decoder.context, times.tolist()
+        context.flush_buffers()
+        self._container.seek(int((wanted[0] + SAME) / base), stream=self._stream, backward=True)
+        unread = wanted  # times whose packet has not been seen
+        missing = list(range(len(wanted)))  # places in `out` whose frame has not come out
+        late = 0
+        with closing(self._container.demux(self._stream)) as packets:
+            for packet in packets:
+                if packet.pts is None:  # the end of the file
+                    return False
+                now = packet.pts * base
+                unread = [time for time in unread if abs(time - now) > SAME]
+                frames = context.decode(packet)
+                if not unread:
+                    frames += context.decode(None)
+                for frame in frames:
+                    shown = np.inf if frame.pts is None else frame.pts * base
+                    for k in missing:
+                        if abs(wanted[k] - shown) <= SAME:
+                            decoder.convert(frame, out[k])
+                    missing = [k for k in missing if abs(wanted[k] - shown) > SAME]
+                if not missing:
+                    return True
+                late += now > wanted[-1] + SAME
+                if not unread or late > 16:  # packets may come out of order, but not that far
+                    return False
         return False
 
 
-def _is_at(frame: Any, base: float, time: float) -> bool:
-    return frame.pts is not None and abs(frame.pts * base - time) <= SAME
+class Decoder:
+    """A decoder of videos that are encoded like one another.
+
+    Args:
+        kind: What tells it from others.
+        like: The codec context of a file.
+    """
+
+    def __init__(self, kind: tuple[Any, ...], like: Any) -> None:
+        import av
+
+        self.kind, self.convert = kind, Converter()
+        self.context: Any = av.CodecContext.create(like.name, "r")
+        self.context.extradata = like.extradata
+        self.context.thread_count = 1
+        for name in _COLOURS:  # a file may say them outside of the stream of pictures
+            setattr(self.context, name, getattr(like, name))
+
+
+class Contexts:
+    """Decoders by the kind of video, each used by one thread at a time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: dict[tuple[Any, ...], list[Decoder]] = {}
+
+    def take(self, kind: tuple[Any, ...], like: Any) -> Decoder:
+        """A decoder of this kind; where none is idle, one like a file's own codec context."""
+        with self._lock:
+            idle = self._idle.get(kind)
+            if idle:
+                return idle.pop()
+        return Decoder(kind, like)
+
+    def give_back(self, decoder: Decoder) -> None:
+        """It may be taken again."""
+        with self._lock:
+            if len(self._idle) > 16:  # kinds; a dataset has one per camera at most
+                self._idle.clear()
+            idle = self._idle.setdefault(decoder.kind, [])
+            if len(idle) < _CONTEXTS:
+                idle.append(decoder)
 
 
 class DecoderPool:
-    """Open decoders, the least recently used of which is closed when there are too many; for any number of threads.
+    """Open videos, the least recently used of which is closed when there are too many; for any number of threads.
 
     A process that was forked starts with an empty pool: a file offset shared with the parent would mix up both.
 
@@ -131,33 +183,34 @@ class DecoderPool:
     def _forget(self) -> None:
         self._process = os.getpid()
         self._lock = threading.Lock()
-        self._idle: OrderedDict[_Key, VideoDecoder] = OrderedDict()
+        self._contexts = Contexts()
+        self._idle: OrderedDict[_Key, VideoFile] = OrderedDict()
 
     def read(
         self, path: Path, times: np.ndarray, fps: float, shape: tuple[int, int], out: np.ndarray
     ) -> None:
-        """As `VideoDecoder.read`, with times in any order."""
+        """As `VideoFile.read`, with times in any order."""
         if os.getpid() != self._process:
             self._forget()
         order = np.argsort(times, kind="stable")
         sorted_already = bool((np.diff(order) > 0).all())
         key = (path, fps, shape)
         with self._lock:
-            decoder = self._idle.pop(key, None)
-        if decoder is None:
-            decoder = VideoDecoder(path, fps, shape)
+            video = self._idle.pop(key, None)
+        if video is None:
+            video = VideoFile(path, fps, shape, self._contexts)
         if sorted_already:
-            decoder.read(times, out)
+            video.read(times, out)
         else:
             frames = np.empty_like(out)
-            decoder.read(times[order], frames)
+            video.read(times[order], frames)
             out[order] = frames
-        self._put_back(key, decoder)
+        self._put_back(key, video)
 
-    def _put_back(self, key: _Key, decoder: VideoDecoder) -> None:
+    def _put_back(self, key: _Key, video: VideoFile) -> None:
         with self._lock:
             surplus = [self._idle.pop(key)] if key in self._idle else []
-            self._idle[key] = decoder
+            self._idle[key] = video
             while len(self._idle) > self.kept:
                 surplus.append(self._idle.popitem(last=False)[1])
         for old in surplus:
@@ -167,10 +220,10 @@ class DecoderPool:
     def close(self) -> None:
         """Close all that is idle."""
         with self._lock:
-            decoders = list(self._idle.values())
+            videos = list(self._idle.values())
             self._idle.clear()
-        for decoder in decoders:
-            decoder.close()
+        for video in videos:
+            video.close()
 
 
 POOL = DecoderPool()  # of this process
