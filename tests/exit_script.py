@@ -60,6 +60,10 @@ def main() -> None:
     if how == "driver":
         env.robot.trouble["observe"] = RuntimeError("a bug in the driver")
         drive(env, 50)
+    if how == "closed":
+        env.close()
+        print("ready", flush=True)
+        time.sleep(30)
     number = getattr(signal, how)
     print("ready", flush=True)
     if number != signal.SIGKILL:

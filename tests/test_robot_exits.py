@@ -24,10 +24,10 @@ def ended(how: str, path: Path) -> tuple[list[str], subprocess.CompletedProcess[
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        if how.startswith("SIG"):
+        if how.startswith("SIG") or how == "closed":
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
             time.sleep(0.1)
-            process.send_signal(getattr(signal, how))
+            process.send_signal(getattr(signal, how, signal.SIGTERM))
         out, err = process.communicate(timeout=60)
     return path.read_text().split("\n")[:-1], subprocess.CompletedProcess([], process.returncode, out, err)
 
@@ -64,6 +64,12 @@ def test_the_arm_comes_to_rest_and_the_robot_is_closed(how, tmp_path):
     )  # else the machine was busy
     # The times in the log are not quite those that the filter went by.
     assert (changes[steady[:, 0]] <= 1.25 * allowed[steady[:, 0]] + 0.1).all()
+
+
+@pytest.mark.slow
+def test_without_a_robot_a_signal_does_what_it_always_did(tmp_path):
+    lines, process = ended("closed", tmp_path / "log")
+    assert process.returncode == -signal.SIGTERM and lines[-1] == "closed"
 
 
 def test_a_program_that_hangs_is_stopped_by_the_watchdog(tmp_path):

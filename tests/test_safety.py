@@ -217,7 +217,8 @@ def test_an_arm_that_was_moved_while_nobody_looked_is_not_commanded_back():
     assert not arm.wire.unsafe
 
 
-def test_a_gripper_that_pushes_too_hard_gives_way():
+@pytest.mark.parametrize("sign", [1, -1])  # -1: a driver that got it wrong
+def test_a_gripper_that_pushes_too_hard_gives_way(sign):
     arm = ready()
     closed = HOME * [1, 1, 1, 0]
     arm.run(closed, 20)
@@ -226,7 +227,9 @@ def test_a_gripper_that_pushes_too_hard_gives_way():
     for _ in range(200):
         arm.now += PERIOD
         push = -20.0 * max(blocked - arm.goal[3], 0.0)  # a spring between command and object
-        arm.measure(position=np.array([*arm.position[:3], blocked]), effort=np.array([np.nan, 0, 0, push]))
+        arm.measure(
+            position=np.array([*arm.position[:3], blocked]), effort=np.array([np.nan, 0, 0, sign * push])
+        )
         arm.aim(closed)
         arm.now -= PERIOD
         arm.tick()

@@ -87,6 +87,14 @@ def test_positions_are_the_registers(device, arm):
     assert arm.observe().effort[2] == -0.3
 
 
+def test_a_joint_that_is_turned_around_pushes_the_other_way(device):
+    motors = dict(device.calibration.motors)
+    motors["elbow_flex"] = dataclasses.replace(motors["elbow_flex"], drive_mode=1)
+    with arm_of(device, calibration=Calibration("so101", motors), on_close="hold") as robot:
+        device.servos[3].table[60:62] = (1024 + 300).to_bytes(2, "little")
+        assert robot.observe().effort[2] == 0.3
+
+
 def test_lerobots_numbers():
     """What lerobot 0.4.4 says of the same registers (drive_mode as in its `_normalize`)."""
     with SO101Emulator() as device:

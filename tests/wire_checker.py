@@ -115,28 +115,34 @@ class WireChecker:
             outward = np.sign(ahead) * v > np.where(np.sign(ahead) * self._last_v > 0, slower, 0) + slack
             if (outward & (np.abs(ahead) > self.lead + self.resolution + EPS)).any():
                 self._wrong(time, f"runs ahead of {reading[1]}", command)
-            self._check_effort(time, command, v, slower, slack, reading[2])
+            self._check_effort(time, command, v, slower, slack, reading)
         if self._must_stop(time, reading):
             faster = np.abs(v) > slower + slack
             turned = (v * self._last_v < -slack) & (np.abs(v) > slack)
             yielding = np.zeros_like(faster)
             if reading is not None and reading[2] is not None:
-                push = np.nan_to_num(reading[2])
-                yielding = (np.abs(push) > self.effort_limit) & (np.sign(push) * v <= slack)
+                hard = np.abs(np.nan_to_num(reading[2])) > self.effort_limit
+                yielding = hard & (self._push(reading) * v <= slack)
             if ((faster | turned) & ~yielding).any():
                 self._wrong(time, f"moves on, {self._last_v} -> {v}, and must stop", command)
         self._remember(time, command, v, dt)
 
+    def _push(self, reading: Any) -> np.ndarray:
+        """Which way the axes push: towards the last command, or as the effort says where they are there."""
+        assert self._last is not None
+        lag = self._last - reading[1]
+        there = np.abs(lag) <= self.resolution + 0.001 * (self.high - self.low)
+        return np.where(there, np.sign(np.nan_to_num(reading[2])), np.sign(lag))
+
     def _check_effort(
-        self, time: float, command: np.ndarray, v: np.ndarray, slower: np.ndarray, slack: Any, effort: Any
+        self, time: float, command: np.ndarray, v: np.ndarray, slower: np.ndarray, slack: Any, reading: Any
     ) -> None:
-        if effort is None:
+        if reading[2] is None:
             return
-        effort = np.nan_to_num(effort)
-        push = np.sign(effort)
+        push = self._push(reading)
         on = push * v > np.where(push * self._last_v > 0, slower, 0) + slack
-        if (on & (np.abs(effort) > self.effort_limit)).any():
-            self._wrong(time, f"pushes on at effort {effort}", command)
+        if (on & (np.abs(np.nan_to_num(reading[2])) > self.effort_limit)).any():
+            self._wrong(time, f"pushes on at effort {reading[2]}", command)
 
     def _must_stop(self, time: float, reading: Any) -> bool:
         silent = time - self._wish_time > self.watchdog or self._wish_time <= self._cleared

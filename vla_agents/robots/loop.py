@@ -173,11 +173,16 @@ class ControlLoop:
         """
         if self._fault is not None:
             raise self._fault
-        if not self._started or self._ended.is_set():
+        if not self.running:
             raise RobotStateError("the robot is not connected", "call connect() (RobotEnv: reset()) first")
         reason = self.stopped
         if reason:
             raise EmergencyStopError(f"stopped: {reason}", "when it is safe: clear(), then reset()")
+
+    @property
+    def running(self) -> bool:
+        """Whether it drives the robot."""
+        return self._started and not self._ended.is_set()
 
     @property
     def stopped(self) -> str:
@@ -194,7 +199,7 @@ class ControlLoop:
         Raises:
             RobotError: The arm still moves, or the robot still fails.
         """
-        if not self._started or self._ended.is_set():
+        if not self.running:
             raise RobotStateError("the robot is not connected", "make the env anew")
         self._aim, self._stop, self._fault = None, "", None
         self.estop.clear()
@@ -211,7 +216,7 @@ class ControlLoop:
 
     def close(self, timeout: float = 5.0) -> None:
         """Brake, end the loop, close the robot. May be called twice, from any thread."""
-        begun = self._started and not self._ended.is_set()
+        begun = self.running
         self._ended.set()
         thread = self._thread
         if thread is None and begun:  # connected without one

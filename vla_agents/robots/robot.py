@@ -67,8 +67,9 @@ class Reading:
         position: float64 (J,) of every axis, in the axes' units. May lie a little outside the limits.
         time: Monotonic capture time of `position`, s.
         state: float32 (S,) in the embodiment's state units; None where the state *is* the positions.
-        effort: float64 (J,): force, torque or current of every axis, positive in the direction in which the
-            motor pushes the position up; NaN where an axis measures none. None where the robot measures none.
+        effort: float64 (J,): force, torque or current of every axis, positive where the motor pushes the position
+            up (a joint that is turned around needs its sign turned around); NaN where an axis measures none. None
+            where the robot measures none.
     """
 
     position: np.ndarray

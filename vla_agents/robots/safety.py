@@ -25,6 +25,7 @@ from vla_agents.robots.robot import Reading
 WAITING, RUNNING, HOLDING, STOPPED = "waiting", "running", "holding", "stopped"
 LONGEST = 2.5  # periods: after a longer pause the arm has come to rest at the last command by itself
 SLACK = 1e-6  # relative, of rounding
+APART = 0.001  # of an axis' range: a command so far from the measured position pushes that way
 NEARLY = 0.8  # of the largest effort: from here on an axis pushes no further
 STEADY = 0.02  # of an axis' range: what two readings of an arm at rest may differ by
 
@@ -287,13 +288,19 @@ class SafetyFilter:
     def _yielding(
         self, wish: np.ndarray, effort: np.ndarray, ahead: np.ndarray, dt: float, found: list[str]
     ) -> np.ndarray:
-        """No further the way an axis pushes too hard, and back towards the measured position."""
-        limits, push = self.limits, np.sign(effort)
+        """No further the way an axis pushes too hard, and back towards the measured position.
+
+        Which way it pushes is told by where its command is from where it is; only where these are the same does
+        the sign of the effort count: drivers get it wrong.
+        """
+        limits = self.limits
+        apart = np.abs(ahead) > limits.resolution + APART * (limits.high - limits.low)
+        push = np.where(apart, np.sign(ahead), np.sign(effort))
         near = np.abs(effort) > NEARLY * limits.effort
         over = np.abs(effort) > limits.effort
-        if over.any():
+        asked, wish = wish, np.where(near, push * np.minimum(push * wish, 0.0), wish)
+        if over.any() or (wish != asked).any():
             found.append("effort")
-        wish = np.where(near, push * np.minimum(push * wish, 0.0), wish)
         back = np.minimum(
             limits.velocity, reachable_speed(np.maximum(push * ahead, 0.0), dt, limits.acceleration)
         )

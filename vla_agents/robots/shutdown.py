@@ -6,6 +6,7 @@ closes) would end Python at once; as long as a robot is connected they stop it a
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import weakref
@@ -32,7 +33,10 @@ def stop_on_signals(loop: ControlLoop) -> None:
 
 
 def _end(number: int, frame: FrameType | None) -> None:
-    name = signal.Signals(number).name
-    for loop in list(_loops):
-        loop.stop(f"signal {name}")
-    raise SystemExit(128 + number)
+    driving = [loop for loop in _loops if loop.running]
+    for loop in driving:
+        loop.stop(f"signal {signal.Signals(number).name}")
+    if driving:
+        raise SystemExit(128 + number)
+    signal.signal(number, signal.SIG_DFL)  # as if we had never been here
+    os.kill(os.getpid(), number)

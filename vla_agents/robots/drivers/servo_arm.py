@@ -158,7 +158,8 @@ class ServoArm(Robot):
         counts, effort = self.measure(bus)
         after = time.monotonic()
         self._check_alarms(bus)
-        return Reading(self.scale.position(counts), (before + after) / 2, effort=effort)
+        pushes = effort * np.sign(self.scale.factor)  # a joint that is turned around pushes the other way
+        return Reading(self.scale.position(counts), (before + after) / 2, effort=pushes)
 
     def command(self, target: np.ndarray) -> np.ndarray:
         """Send goals to all joints with one packet, which nobody confirms. See `Robot.command`."""
