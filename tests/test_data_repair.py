@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import multiprocessing
@@ -340,13 +341,43 @@ def test_a_full_disk_leaves_what_can_be_repaired(
     assert_recovered(root, "lerobot", 2, 20)
 
 
-def test_a_dataset_that_is_being_written_is_left_alone(tmp_path: Path) -> None:
-    with (
-        create_dataset(tmp_path / "d", ARM),
-        pytest.raises(DatasetError, match="is being written by process"),
-    ):
-        find(tmp_path / "d")
-    assert find(tmp_path / "d") == []
+def test_an_episode_that_is_being_recorded_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journal, "PERIOD", 0.01)
+    root = tmp_path / "d"
+    with create_dataset(root, ARM) as writer:
+        assert find(root) == []
+        writer.begin("now")
+        for step in make_steps(0, 4):
+            writer.add(step)
+        while read_unfinished(root / atomic.TEMPORARY) is None:
+            time.sleep(0.01)
+        with pytest.raises(DatasetError, match="is being written by process"):
+            find(root)
+        writer.save()
+    assert find(root) == [] and len(open_dataset(root)) == 1
+
+
+def test_a_dataset_with_nothing_left_is_not_touched(tmp_path: Path) -> None:
+    with create_dataset(tmp_path / "d", ARM) as writer:
+        record(writer, 0)
+    (tmp_path / "d" / atomic.LOCK).unlink()
+    before = sorted(tmp_path.rglob("*"))
+    assert find(tmp_path / "d") == [] and sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_folder_that_may_not_be_written_to(
+    folder: Path, forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left_open(folder / "d", "lerobot", forked, saved=0)
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "denied", str(path))
+
+    monkeypatch.setattr(atomic, "FolderLock", refuse)
+    with pytest.raises(RecordingError, match="Permission denied"):
+        find(folder / "d")
 
 
 def test_what_was_left_open_can_be_dropped(folder: Path, forked: Callable[..., Any]) -> None:

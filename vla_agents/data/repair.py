@@ -35,11 +35,14 @@ def find(path: str | Path) -> list[Unfinished]:
     """The episodes of a dataset that can be repaired, oldest first. Nothing is changed.
 
     Raises:
-        DatasetError: The dataset is being written at this moment.
+        DatasetError: An episode is being recorded at this moment.
+        RecordingError: The folder may not be written to.
     """
     root = Path(path)
     reader = open_dataset(root)
-    with _locked(root):
+    if not find_unfinished(root, len(reader)):
+        return []
+    with _locked(root):  # whoever writes now would be disturbed
         found = find_unfinished(root, len(reader))
     known = _recovered(reader) if found else set()
     return [one for one in found if one.id not in known]
@@ -93,7 +96,10 @@ def repair(path: str | Path, found: Unfinished) -> int:
 
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
-    lock = atomic.FolderLock(root)
+    try:
+        lock = atomic.FolderLock(root)
+    except OSError as error:
+        raise atomic.recording_error(error, root, "locking the dataset") from error
     try:
         yield
     finally:
