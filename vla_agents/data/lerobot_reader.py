@@ -189,6 +189,12 @@ class LeRobotReader(BaseReader):
 
     # ---- inside -------------------------------------------------------------------------------------------
     @cached_property
+    def reduced(self) -> list[str]:
+        """What an episode holds with less precision than the files, a sentence each."""
+        wide = [key for key in self._vectors if self.info.features[key]["dtype"] in ("float64", "int64")]
+        return [f"{key}: {self.info.features[key]['dtype']} in the files, float32 in an episode" for key in wide]
+
+    @cached_property
     def extras(self) -> tuple[str, ...]:
         """Columns of numbers that have no place of their own in an episode."""
         return tuple(name for name in self._names if name not in self._vectors and not self._is_scalar(name))

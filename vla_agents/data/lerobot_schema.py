@@ -195,16 +195,25 @@ def passing_columns(reader: LeRobotReader, index: int, schema: Schema) -> Rows:
     """An episode of LeRobot: columns as they are."""
     kept = [key for key in schema.features if key not in schema.cameras and key not in _COUNTED]
     table = episode_table(reader.index, index, kept)
-    columns = {key: table.column(key).combine_chunks() for key in kept}
-    columns = {
-        key: pa.array([], c.type) if isinstance(c, pa.ChunkedArray) else c for key, c in columns.items()
-    }
+    columns = {key: _stored(reader, key, table) for key in kept}
     rows = reader.rows(index)  # checks types and sizes
     for key in (*reader.info.state_keys, *reader.info.action_keys):
         require_finite(reader.path, rows[key], key, index)
     numbers = {key: values for key, values in rows.items() if key not in _COUNTED}
     ours = {name: reader.index.columns[name][index] for name in _ours(reader)}
     return Rows(columns, numbers, reader.tasks(index), ours)
+
+
+def _stored(reader: LeRobotReader, key: str, table: pa.Table) -> pa.Array:
+    """A column as it is; numbers as LeRobot stores those of the feature's type and shape."""
+    column = table.column(key).combine_chunks()
+    dtype = reader.info.numeric_dtype(key)
+    if dtype is None:
+        return column
+    while not (pa.types.is_primitive(column.type)):
+        column = column.flatten()
+    values = column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+    return to_arrow(values.reshape(table.num_rows, *reader.info.features[key]["shape"]))
 
 
 def _ours(reader: LeRobotReader) -> list[str]:
