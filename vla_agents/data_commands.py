@@ -61,7 +61,7 @@ class Writing:
 
     video_quality: str | None = None
     """LeRobot: 0 (best) to 51, or "lossless" for PNG pictures. By default video of LeRobot is copied as it is, and
-    other pictures become video of quality 18."""
+    other pictures become video as recordings do: 18 for small ones, 20 for larger ones."""
     codec: str = "h264"
     """LeRobot: h264 or av1, where video is encoded."""
     compression: str | None = None

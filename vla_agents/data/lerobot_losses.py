@@ -6,7 +6,7 @@ import json
 
 from vla_agents.data.episode import EpisodeReader
 from vla_agents.data.lerobot_reader import LeRobotReader
-from vla_agents.data.lerobot_schema import CRF, held_metadata, passes
+from vla_agents.data.lerobot_schema import held_metadata, passes, settings_of
 from vla_agents.data.targets import LOSSLESS, TargetOptions, rate_of, root_of
 from vla_agents.errors import DatasetError
 
@@ -17,13 +17,13 @@ def losses_of(source: EpisodeReader, options: TargetOptions, version: str) -> li
     lines = []
     if passes([reader]) and isinstance(reader, LeRobotReader):
         if options.video_quality not in (None, LOSSLESS) and reader.cameras:
-            lines.append(_video(options))
+            lines.append(_video(source, options))
         if version != reader.info.version and version != "v3.0":
             lines.append(f"statistics: quantiles of each episode ({version} has none)")
         return lines
     copied = isinstance(reader, LeRobotReader) and options.video_quality is None
     if source.embodiment.cameras and options.video_quality != LOSSLESS and not copied:
-        lines.append(_video(options))
+        lines.append(_video(source, options))
     rate = rate_of(source)
     if options.fps is not None and options.fps != rate:
         lines.append(f"rate: {rate:g} Hz is called {options.fps:g}; the real times are kept in capture_time")
@@ -49,6 +49,8 @@ def losses_of(source: EpisodeReader, options: TargetOptions, version: str) -> li
     return lines
 
 
-def _video(options: TargetOptions) -> str:
-    crf = options.video_quality if isinstance(options.video_quality, int) else CRF
+def _video(source: EpisodeReader, options: TargetOptions) -> str:
+    cameras = source.embodiment.cameras
+    used = sorted({settings_of(options, c.height, c.width, round(rate_of(source))).crf for c in cameras})
+    crf = " or ".join(map(str, used))
     return f'pictures: {options.codec} video with crf {crf} is near the original, not equal ("lossless" keeps them)'

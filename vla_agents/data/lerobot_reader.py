@@ -192,7 +192,9 @@ class LeRobotReader(BaseReader):
     def reduced(self) -> list[str]:
         """What an episode holds with less precision than the files, a sentence each."""
         wide = [key for key in self._vectors if self.info.features[key]["dtype"] in ("float64", "int64")]
-        return [f"{key}: {self.info.features[key]['dtype']} in the files, float32 in an episode" for key in wide]
+        return [
+            f"{key}: {self.info.features[key]['dtype']} in the files, float32 in an episode" for key in wide
+        ]
 
     @cached_property
     def extras(self) -> tuple[str, ...]:

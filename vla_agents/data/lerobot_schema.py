@@ -25,7 +25,6 @@ from vla_agents.data.targets import LOSSLESS, TargetOptions, origin, root_of, wh
 from vla_agents.data.video import VideoSettings
 from vla_agents.errors import DatasetError
 
-CRF = 18
 _COUNTED = ("frame_index", "episode_index", "index", "task_index")
 
 
@@ -94,7 +93,7 @@ def schema_of(sources: Sequence[EpisodeReader], options: TargetOptions, fps: int
     if passes(roots) and isinstance(first, LeRobotReader):
         return _passing_schema(first, options, fps)
     body = sources[0].embodiment
-    settings = {lerobot.IMAGES + c.name: _settings(options, c.height, c.width, fps) for c in body.cameras}
+    settings = {lerobot.IMAGES + c.name: settings_of(options, c.height, c.width, fps) for c in body.cameras}
     info = {c.name: settings[lerobot.IMAGES + c.name].info() for c in body.cameras}
     features = make_features(body, info)
     for key in settings if options.video_quality == LOSSLESS else ():
@@ -150,7 +149,7 @@ def _passing_schema(source: LeRobotReader, options: TargetOptions, fps: int) -> 
         if not name:
             continue
         height, width, _ = lerobot.image_shape(features[key])
-        settings[key] = _settings(options, height, width, fps)
+        settings[key] = settings_of(options, height, width, fps)
         if options.video_quality == LOSSLESS:
             features[key] = _as_image(features[key])
         elif options.video_quality is not None:
@@ -170,8 +169,9 @@ def _passing_schema(source: LeRobotReader, options: TargetOptions, fps: int) -> 
     )
 
 
-def _settings(options: TargetOptions, height: int, width: int, fps: int) -> VideoSettings:
-    crf = options.video_quality if isinstance(options.video_quality, int) else CRF
+def settings_of(options: TargetOptions, height: int, width: int, fps: int) -> VideoSettings:
+    """How a camera is encoded."""
+    crf = options.video_quality if isinstance(options.video_quality, int) else None
     return VideoSettings(height, width, fps, codec=options.codec, crf=crf)
 
 

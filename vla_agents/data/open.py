@@ -19,6 +19,8 @@ WRITERS = {
     "hdf5": "hdf5_writer:Hdf5Writer",
 }
 FORMATS = tuple(WRITERS)
+# Formats that are written when the writer is closed.
+ASSEMBLED = ("lerobot-v2.1", "lerobot-v2.0", "robomimic", "libero", "aloha", "groups")
 # Reader -> the options of `open_dataset` that it understands, beside `embodiment`.
 _DEMOS = ("instruction", "fps")
 _OPTIONS = {
@@ -89,12 +91,15 @@ def create_dataset(
     Args:
         path: The dataset's folder; made where missing.
         embodiment: What the numbers and pixels mean.
-        format: `"lerobot"` (v3.0, compressed video) or `"hdf5"` (lossless pictures).
-        options: Of `LeRobotWriter` or `Hdf5Writer`.
+        format: `"lerobot"` (v3.0, compressed video) or `"hdf5"` (lossless pictures); or one of those that are put together
+            when the writer is closed: `"lerobot-v2.1"`, `"lerobot-v2.0"`, `"robomimic"`, `"libero"`, `"aloha"`, `"groups"`.
+        options: Of `LeRobotWriter`, `Hdf5Writer` or `AssembledWriter`.
     """
-    if format not in WRITERS:
-        raise UnknownNameError("dataset format", format, FORMATS)
-    return _load(WRITERS[format])(path, embodiment, **options)
+    if format in WRITERS:
+        return _load(WRITERS[format])(path, embodiment, **options)
+    if format not in ASSEMBLED:
+        raise UnknownNameError("dataset format", format, (*FORMATS, *ASSEMBLED))
+    return _load("assembled:AssembledWriter")(path, embodiment, format=format, **options)
 
 
 def _load(name: str) -> Any:
@@ -104,6 +109,12 @@ def _load(name: str) -> Any:
 
 def _reader_of(path: Path, skip_bad: bool) -> str:
     if not path.exists():
+        if path.with_name(path.name + ".recording").exists():
+            raise DatasetNotFoundError(
+                path,
+                f"is not there yet: its episodes lie in {path.name}.recording",
+                "finish it: create_dataset(..., resume=True).close()",
+            )
         raise DatasetNotFoundError(
             path,
             "no such folder",

@@ -35,8 +35,9 @@ class TargetOptions:
 
     Args:
         fps: Nominal rate; None takes the source's.
-        video_quality: LeRobot: constant rate factor of the video (lower is better, 18 by default), or `"lossless"` for
-            PNG pictures in place of video. None copies the source's video or pictures as they are, where it has some.
+        video_quality: LeRobot: constant rate factor of the video (lower is better), or `"lossless"` for PNG pictures in
+            place of video. None copies the source's video or pictures as they are, where it has some, and encodes others
+            as a recording does (18 for small pictures, 20 for larger ones).
         codec: LeRobot: `"h264"` or `"av1"`, where video is encoded.
         compression: HDF5: of the pictures, `"gzip"` or `"none"`. None: gzip in our own layout, none in those of others.
         robot_type: LeRobot's field of that name; None takes the source's, or the embodiment's name.
