@@ -155,8 +155,49 @@ def xarm() -> Iterator[Wire]:
         yield robot, lambda: [np.array(goal) for _, goal in take()]
 
 
-WIRES = {wire.__name__: wire for wire in (recording, simulated_arm, so101, koch, viperx, ur, ros, xarm)}
-NEEDS = {"so101": "serial", "koch": "serial", "viperx": "serial", "ros": "websockets", "xarm": "xarm"}
+@contextmanager
+def lerobot() -> Iterator[Wire]:
+    """The real LeRobot, where it is installed."""
+    import json
+    import tempfile
+
+    from emulators.arms import SO101Emulator
+
+    with SO101Emulator() as device, tempfile.TemporaryDirectory() as folder:
+        motors = {name: dataclasses.asdict(motor) for name, motor in device.calibration.motors.items()}
+        for motor in motors.values():
+            del motor["model"]
+        with open(f"{folder}/arm.json", "w") as file:
+            json.dump(motors, file)
+        for servo in device.servos.values():
+            servo.speed *= 50
+            servo.table[42:44] = round(servo.position).to_bytes(2, "little")  # LeRobot does not set it first
+        config = {"type": "so101_follower", "port": device.path, "id": "arm", "calibration_dir": folder}
+        robot = make_robot("lerobot", config={**config, "use_degrees": False})
+        take = _new(device.goals)
+
+        def arrived() -> list[np.ndarray]:
+            with device.lock:
+                raw = np.array([goal for _, _, goal in take()], float).reshape(-1, 6)
+            low = np.array([motor["range_min"] for motor in motors.values()])
+            high = np.array([motor["range_max"] for motor in motors.values()])
+            part = (raw - low) / (high - low)
+            return list(np.concatenate([200 * part[:, :5] - 100, 100 * part[:, 5:]], 1))
+
+        yield robot, arrived
+
+
+WIRES = {
+    wire.__name__: wire for wire in (recording, simulated_arm, so101, koch, viperx, ur, ros, xarm, lerobot)
+}
+NEEDS = {
+    "so101": "serial",
+    "koch": "serial",
+    "viperx": "serial",
+    "ros": "websockets",
+    "xarm": "xarm",
+    "lerobot": "lerobot",
+}
 
 
 class Virtual(Robot):

@@ -183,7 +183,7 @@ def _axes(
                 "acceleration": 600.0,
             }
             entry["kind"] = "gripper_position" if gripper else "joint_position"
-            entry["unit"] = "0.01 of the range"
+            entry["unit"], entry["resolution"] = "0.01 of the range", 0.1  # a count of a joint of 180 degrees
         entry.setdefault("home", min(max(0.0, entry.get("low", 0.0)), entry.get("high", 0.0)))
         try:
             axes.append(Axis(name, **entry))

@@ -18,6 +18,7 @@ import struct
 import sys
 from typing import Any
 
+RETRIES = 2
 MAX_HEADER, MAX_BLOB = 1 << 20, 64 << 20
 _LENGTH = struct.Struct(">I")
 
@@ -50,8 +51,15 @@ class Host:
 
     def observe(self) -> tuple[dict[str, float], dict[str, Any]]:
         """Numbers, and pictures as uint8 arrays."""
+        for attempt in range(RETRIES + 1):  # LeRobot itself does not ask its motors twice
+            try:
+                observation = self.robot.get_observation()
+                break
+            except ConnectionError:
+                if attempt == RETRIES:
+                    raise
         numbers, pictures = {}, {}
-        for name, value in self.robot.get_observation().items():
+        for name, value in observation.items():
             if getattr(value, "ndim", 0) == 3:
                 pictures[name] = value
             else:
