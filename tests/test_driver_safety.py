@@ -208,6 +208,7 @@ class Virtual(Robot):
         self.limits, self.embodiment = robot.limits, robot.embodiment
         self.checker = checker_for(robot.limits, 1 / HZ)
         self.on_the_way = self.lost = 0
+        self.failed, self._rng = False, np.random.default_rng(0)
         self.connect, self.stop, self.close = robot.connect, robot.stop, robot.close
 
     def observe(self) -> Reading:
@@ -216,9 +217,18 @@ class Virtual(Robot):
         return reading
 
     def command(self, target: np.ndarray) -> np.ndarray:
+        fails = self._rng.random()
+        if fails < 0.01:
+            self._fail("did not get through")
         sent = self._robot.command(target)
         self.on_the_way += 1
+        if fails > 0.99:
+            self._fail("got through, unnoticed")
         return sent
+
+    def _fail(self, how: str) -> None:
+        self.failed = True
+        raise CommunicationError(how)
 
 
 def torment(robot: Robot, arrived: Callable[[], list[np.ndarray]], ticks: int, seed: int) -> Virtual:
@@ -264,11 +274,14 @@ def _tick(loop: ControlLoop, seen: Virtual, arrived: Callable[[], list[np.ndarra
     loop.tick()
     if clearing and not loop._clear:
         seen.checker.cleared(clock.now)
-    until = time.monotonic() + 1.0
+    until = time.monotonic() + 5.0
     while seen.on_the_way and time.monotonic() < until:
         for command in arrived():
             seen.checker.sent(loop.now.time, command)
             seen.on_the_way -= 1
+    if seen.failed:
+        seen.failed = False
+        seen.checker.doubted()
     seen.lost += seen.on_the_way  # a motor whose own watchdog has stopped it refuses goals
     seen.on_the_way = 0
     assert not seen.checker.unsafe, seen.checker.unsafe[0]

@@ -218,6 +218,54 @@ def test_a_connection_that_stays_lost_reaches_the_caller_and_latches(call):
         loop.check()
 
 
+def test_commands_that_do_not_get_through_do_not_add_up():
+    loop, robot, _ = started(limits=planar_limits(box=False))
+    for _ in range(30):
+        loop.aim(robot.limits.home - 1)
+        loop.tick()
+    last, step = robot.wire[-1][1], np.abs(robot.wire[-1][1] - robot.wire[-2][1])
+    robot.trouble["command"] = CommunicationError("lost")
+    for _ in range(20):
+        loop.aim(robot.limits.home - 1)
+        loop.tick()
+    del robot.trouble["command"]
+    loop.aim(robot.limits.home - 1)
+    loop.tick()
+    # The first that gets through is the one that was lost first: a step away, not twenty.
+    assert (np.abs(robot.wire[-1][1] - last) <= 1.1 * step + 1e-9).all()
+    for _ in range(3):
+        loop.aim(robot.limits.home - 1)
+        loop.tick()
+    assert loop.now.state == "running"
+
+
+@pytest.mark.parametrize("nonsense", [None, np.full(4, np.nan), np.zeros(3)])
+def test_a_driver_that_does_not_say_what_it_sent_is_stopped(nonsense):
+    loop, robot, _ = started()
+    robot.command = lambda target: nonsense
+    loop.tick()
+    with pytest.raises((RobotError, TypeError), match="says that it sent"):
+        loop.check()
+    assert np.isfinite(loop.now.command).all()
+
+
+def test_a_stop_that_comes_after_clear_wins():
+    estop = EStop()
+    loop, _, _ = started()
+    loop.estop = estop
+    loop.stop("first")
+    for _ in range(3):
+        loop.tick()
+    with pytest.raises(RobotError):
+        loop.clear(timeout=0.0)
+    estop.trip("again")
+    loop.tick()
+    estop.clear()
+    for _ in range(5):
+        loop.tick()
+    assert loop.stopped == "first" and loop.now.state == "stopped"
+
+
 @pytest.mark.parametrize("error", [MotorError("motor 3 is overheated"), ZeroDivisionError("a bug")])
 def test_any_other_error_latches_at_once(error):
     loop, robot, _ = started()

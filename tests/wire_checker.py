@@ -41,6 +41,7 @@ class WireChecker:
         self._last: np.ndarray | None = None
         self._last_time, self._last_dt = -np.inf, 0.0
         self._last_v = np.zeros_like(self.low)
+        self._doubt = 0
         self._outside: tuple[np.ndarray, np.ndarray] | None = None
 
     # ---- what happened ------------------------------------------------------------------------------------
@@ -60,6 +61,11 @@ class WireChecker:
         self._stopped, self._cleared = False, time
         self._last = self._outside = None
         self._readings = []
+
+    def doubted(self) -> None:
+        """The last command was answered by an error: it may or may not have arrived. The next one repeats it, so one of
+        the two steps comes late, or is one of no length."""
+        self._doubt = 2
 
     # ---- what was sent ------------------------------------------------------------------------------------
     def sent(self, time: float, command: np.ndarray) -> None:
@@ -101,7 +107,8 @@ class WireChecker:
         hard = (np.abs(v - self._last_v) > dv * (1 + EPS) + rounding_a + EPS).any()
         if fast:
             self._wrong(time, f"velocity {v}", command)
-        if hard:
+        doubt, self._doubt = self._doubt, max(self._doubt - 1, 0)
+        if hard and not doubt:  # it was to stop at once
             self._wrong(time, f"velocity {self._last_v} -> {v}, allowed change {dv}", command)
         self._check_place(time, command)
         # What a mean speed may be at most where it must go down: braking begins at the end of a period, so that

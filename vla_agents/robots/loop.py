@@ -271,11 +271,12 @@ class ControlLoop:
         reason = self._stop or self.estop.reason
         if reason:
             self._filter.stop(reason)
+            self._clear = False  # stopped again since clear() was called
         elif self._clear:
             self._filter.stop("")  # also where a stop is taken back before it was carried out: begin anew
             self._clear = not self._filter.clear(now)
         number = self._ticker.number
-        aim = self._aim
+        aim = self._aim if "command" not in self._lost else None  # what does not get through is not followed
         decision = self._filter.step(
             now, self._reading, None if aim is None else Target(aim.at(number), aim.time)
         )
@@ -300,8 +301,13 @@ class ControlLoop:
     def _command(self, target: np.ndarray, now: float) -> np.ndarray | None:
         """What was really sent, or the last that is known to have been."""
         try:
-            sent = np.asarray(self.robot.command(target.copy()), np.float64)
+            sent = np.array(self.robot.command(target.copy()), np.float64)
+            if sent.shape != target.shape or not np.isfinite(sent).all():
+                raise RobotError(
+                    f"the driver says that it sent {sent.tolist()}", "command() returns what it sent"
+                )
         except Exception as error:
+            self._filter.unsure()
             self._failed("command", error, now)
             return self.now.command
         self._lost.pop("command", None)

@@ -132,13 +132,19 @@ class SafetyFilter:
         on from what it sent; where by more than the lead, the stop is latched.
         """
         motion = self._motion
-        if motion is None or np.shape(actual) != (len(self.limits),) or not np.isfinite(actual).all():
+        if motion is None:
             return
         if (np.abs(actual - motion.position) > self.limits.resolution + 1e-9).any():
             if self._away(motion, actual):
                 self.stop(f"the driver sent {actual.tolist()}, it was told {motion.position.tolist()}")
                 return
             motion.rest(actual)
+
+    def unsure(self) -> None:
+        """It is not known whether the last command arrived. Where it did, the arm rests there; where it did not, it is
+        a step away: from there it goes on, from rest."""
+        if self._motion is not None:
+            self._motion.rest()
 
     # ---- one period ---------------------------------------------------------------------------------------
     def step(self, now: float, reading: Reading | None, target: Target | None) -> Decision:
