@@ -119,7 +119,7 @@ def test_late_answers_are_not_taken_for_others(kind, device):
     device.faults.delay, device.faults.delay_s = 0.3, 0.025
     mixed_up = []
     for _ in range(3):
-        with open_bus(kind, device, timeout_s=0.02, retries=6) as bus:
+        with open_bus(kind, device, timeout_s=0.02, retries=30) as bus:
             pairs = [(bus.read("position", 4), bus.read("goal_position", 4)) for _ in range(25)]
             assert bus.stats.lost > 0
         mixed_up.append(sum(pair != (1111, 2048) for pair in pairs))
