@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from data_examples import picture
+from fake_env import ENV_ID
 from test_data_loading import ARM, example
 from tiny import random_batch, tiny_policy, vlm_folder
 
@@ -17,8 +18,10 @@ from vla_agents.agent import load_agent
 from vla_agents.bodies import load_bodies
 from vla_agents.data import Mixture, Step, WindowDataset, create_dataset, load_windows, loading, open_dataset
 from vla_agents.data.frames import VideoFrames
-from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.embodiment import Camera, Embodiment, Part, embodiment_of
+from vla_agents.envs import make_env
 from vla_agents.errors import ConfigError, EmbodimentMismatchError, UnknownNameError
+from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator
 from vla_agents.policies.policy import Batch
 from vla_agents.policies.qwen_oft import QwenOFTConfig
 from vla_agents.train.config import TrainConfig
@@ -81,6 +84,28 @@ def test_a_run_on_two_bodies_and_acting_with_both(joints: Path, tmp_path: Path) 
         assert action.shape == (body.action_dim,) and np.isfinite(action).all()
     with pytest.raises(EmbodimentMismatchError, match="control rate"):
         load_agent(result.last, env=_Env(JOINTS))
+
+
+def test_a_run_is_evaluated_with_what_lies_between(tmp_path: Path) -> None:
+    """Pictures of the env are made as small as those that the policy learns from."""
+    body = embodiment_of(make_env(ENV_ID))
+    rng = np.random.default_rng(0)
+    with create_dataset(tmp_path / "set", body, durable=False) as writer:
+        for _ in range(4):
+            writer.begin("fly to the red target")
+            for t in range(4):
+                images = {c.name: picture(rng, c.height, c.width) for c in body.cameras}
+                state, action = (
+                    rng.normal(size=3).astype(np.float32),
+                    rng.uniform(-1, 1, 4).astype(np.float32),
+                )
+                writer.add(Step(images, state, action, time=t / 10))
+            writer.save(True)
+    settings = config(tmp_path / "run", dataset=(str(tmp_path / "set"),), image_size=32)
+    evaluator = PolicyEvaluator(EvalConfig(env=ENV_ID, episodes=1, max_steps=3, num_envs=1))
+    result = train(settings, evaluator, progress=False)
+    assert body.cameras[0].height == 16 and "success" in result.metrics
+    assert load_agent(result.last, env=make_env(ENV_ID)).embodiment == body  # type: ignore[attr-defined]
 
 
 def test_workers_change_nothing_in_a_run(joints: Path, tmp_path: Path) -> None:

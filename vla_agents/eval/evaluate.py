@@ -22,6 +22,7 @@ from rich.console import Console
 
 from vla_agents.agent import Agent, Observation, PolicyAgent
 from vla_agents.arguments import Options, make_agent
+from vla_agents.bodies import Body, choose_body
 from vla_agents.chunking import make_chunker
 from vla_agents.config import save_yaml, to_dict
 from vla_agents.embodiment import embodiment_of
@@ -171,12 +172,18 @@ class PolicyEvaluator:
         config = self._config
         if self._env is None:
             self._env = make_eval_env(config)
-            policy.embodiment.require(
-                embodiment_of(self._env), ours="policy", theirs=f"evaluation env {config.env}"
-            )
+        there = embodiment_of(self._env)
+        bodies = getattr(policy, "bodies", {})
+        body = (
+            choose_body(bodies, policy.embodiment, there, policy="policy")
+            if bodies
+            else Body(policy.embodiment)
+        )
+        body.embodiment.require(there, ours="policy", theirs=f"evaluation env {config.env}")
         was_training = policy.training
         execute = policy.default_execute if config.execute is None else config.execute
-        agent = PolicyAgent(policy, chunker=make_chunker(execute, policy.horizon, config.ensemble))
+        chunker = make_chunker(execute, policy.horizon, config.ensemble)
+        agent = PolicyAgent(policy, chunker=chunker, transforms=body.transforms, embodiment=body.embodiment)
         try:
             seeds = range(config.seed, config.seed + config.episodes)
             report = evaluate(self._env, agent, seeds, max_steps=config.max_steps, progress=self._progress)
