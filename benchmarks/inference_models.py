@@ -165,3 +165,62 @@ def make_normalizers(body: Embodiment = BODY) -> dict[str, Normalizer]:
         stats = VectorStats(10, (0.1,) * n, (0.5,) * n, (-0.8,) * n, (0.9,) * n, (-0.7,) * n, (0.8,) * n)
         found[name] = Normalizer(getattr(body, name), stats)
     return found
+
+
+FRAMEWORKS = ("oft", "pi", "pi-cross", "gr00t", "fast")
+"""pi: blocks attend to the VLM and to the tokens in turn; pi-cross: all to the VLM (StarVLA's checkpoints of 2025)."""
+
+
+def make_policy(
+    framework: str, backbone: QwenVLBackbone, *, head_dtype: str = "float32", seed: int = 0
+) -> Any:
+    """One of `FRAMEWORKS` over a backbone, its head with random weights on the backbone's device.
+
+    Qwen-OFT has its queries inside the prompt, as StarVLA's has; the flow heads take the state.
+    """
+    from vla_agents.policies.qwen_fast import QwenFAST, QwenFASTConfig
+    from vla_agents.policies.qwen_gr00t import QwenGR00T, QwenGR00TConfig
+    from vla_agents.policies.qwen_oft import QwenOFT, QwenOFTConfig
+    from vla_agents.policies.qwen_pi import QwenPI, QwenPIConfig
+
+    normalizers, weight = make_normalizers(), next(backbone.parameters())
+    torch.manual_seed(seed)
+    policy: Any
+    with torch.device(weight.device):
+        if framework == "oft":
+            config = QwenOFTConfig(prompt=PROMPT, queries="prompt", state="none")
+            policy = QwenOFT(config, backbone, BODY, normalizers)
+        elif framework == "fast":
+            from fast_tokenizer import smooth_chunks
+
+            policy = QwenFAST(QwenFASTConfig(prompt=PROMPT), backbone, BODY, normalizers)
+            policy.prepare(normalizers["action"].unnormalize(smooth_chunks(2000, 8, 7, 0)))
+        elif framework == "gr00t":
+            gr00t = QwenGR00TConfig(prompt=PROMPT, head_dtype=head_dtype)  # type: ignore[arg-type]
+            policy = QwenGR00T(gr00t, backbone, BODY, normalizers)
+        else:
+            semantics = "cross_only" if framework == "pi-cross" else "interleaved"
+            pi = QwenPIConfig(prompt=PROMPT, head_dtype=head_dtype, semantics=semantics)  # type: ignore[arg-type]
+            policy = QwenPI(pi, backbone, BODY, normalizers)
+    return policy.to(weight.device).eval()
+
+
+def twin(policy: Any) -> Any:
+    """Another policy with the same weights, to be compiled."""
+    import copy
+
+    from vla_agents.policies.qwen_prompts import Prompts
+
+    def shallow(module: Any) -> Any:
+        other = copy.copy(module)
+        other._modules = dict(module._modules)
+        return other
+
+    other, backbone = shallow(policy), shallow(policy.backbone)
+    backbone._graphs, backbone._caches = {}, {}
+    backbone.prompts = Prompts(backbone.tokenizer, backbone.vlm, backbone.image_settings.merge)
+    other.backbone = backbone
+    if hasattr(getattr(policy, "head", None), "_graphs"):
+        other.head = shallow(policy.head)
+        other.head._graphs = {}
+    return other

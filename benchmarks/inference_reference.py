@@ -49,9 +49,9 @@ class Reference:
             chunk = self.speak(inputs)
         elif isinstance(self.policy, FlowPolicy):
             assert noise is not None
-            chunk = self.denoise(self.read(inputs).hidden_states, obs, noise)
+            chunk = self.denoise(self.read(inputs), obs, noise)
         else:
-            chunk = self.regress(inputs, self.read(inputs).hidden_states)
+            chunk = self.regress(inputs, self.read(inputs))
         return self.policy.normalizers["action"].unnormalize(chunk.float().cpu().numpy())[0]
 
     # ---- stages ---------------------------------------------------------------------------------------------
@@ -65,7 +65,6 @@ class Reference:
         inputs = self.processor.apply_chat_template(
             [[message]],
             tokenize=True,
-            padding=True,
             add_generation_prompt=True,
             return_dict=True,
             return_tensors="pt",
@@ -81,9 +80,21 @@ class Reference:
             inputs["pixel_values"], inputs["image_grid_thw"], return_dict=True
         )
 
-    def read(self, inputs: dict[str, Tensor]) -> Any:
-        """The forward pass as StarVLA calls it."""
-        return self.vlm(**inputs, output_attentions=False, output_hidden_states=True, return_dict=True)
+    def read(self, inputs: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """The forward pass as StarVLA calls it: embedding and all layers' outputs, after all logits were computed.
+
+        The tuple of transformers 5 leaves out what deepstack adds to the first layers' outputs, that of 4.57, which StarVLA
+        runs on, does not; so these are taken from what the following layer is given.
+        """
+        given: list[Tensor] = []
+        layers = self.vlm.model.language_model.layers
+        hooks = [layer.register_forward_pre_hook(lambda _, args: given.append(args[0])) for layer in layers]
+        try:
+            out = self.vlm(**inputs, output_attentions=False, output_hidden_states=True, return_dict=True)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return (*given, out.hidden_states[-1])
 
     def regress(self, inputs: dict[str, Tensor], hidden_states: tuple[Tensor, ...]) -> Tensor:
         """Qwen-OFT: the states at the query tokens, found in the prompt, through the head."""
