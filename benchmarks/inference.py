@@ -1,7 +1,6 @@
 """How fast the policies act: ours against the plain way, side by side in one process, with the same weights.
 
     python benchmarks/inference.py [--framework oft ...] [--hidden 512 --layers 8] [--compile]
-    python benchmarks/inference.py --gpu
 
 The plain way does what StarVLA's `predict_action` does (benchmarks/inference_reference.py). Both take a raw observation
 (two 224 px views, an instruction, a state) and give an un-normalised chunk of 8 x 7, batch 1, fp32, from the same noise.
@@ -12,7 +11,6 @@ The model is a Qwen3-VL with random weights, the proportions of Qwen3-VL-4B and 
 deep as asked (benchmarks/inference_models.py). In a small model the vocabulary weighs more than in the real one: logits of
 all positions are about 10 % of the FLOPs of the 4B model's forward pass, and what they are here the tables say.
 
-`--gpu` measures the real sizes against the memory bandwidth (benchmarks/inference_gpu.py).
 """
 
 from __future__ import annotations
@@ -134,7 +132,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="more than 1: wall time")
     parser.add_argument("--compile", action="store_true", help="our way compiled, too (takes minutes)")
     parser.add_argument("--brief", action="store_true", help="no table of stages")
-    parser.add_argument("--gpu", action="store_true", help="the sizes of Qwen2.5-VL-3B and Qwen3-VL-4B, bf16")
     parser.add_argument("--device", default="cuda", help=argparse.SUPPRESS)
     parser.add_argument("--tiny", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -144,10 +141,6 @@ def main() -> int:
     """Run it; the exit status."""
     options, console = arguments(), Console(width=150)
     warnings.filterwarnings("ignore", message=".*torch.jit.*")
-    if options.gpu:
-        from inference_gpu import measure
-
-        return measure(options, console)
     torch.set_num_threads(options.threads)
     clock = "CPU time of 1 thread" if options.threads == 1 else f"wall time, {options.threads} threads"
     size = f"{options.layers} layers x {options.hidden}, two 224 px views, batch 1, fp32"
