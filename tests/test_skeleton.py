@@ -29,7 +29,8 @@ EXTRAS = {
 # Floors, from the ground up: an import points to the same floor or down. A module of the package that is not
 # named here (cli, demo, ...) stands on the roof: it may import everything, and nothing below may import it.
 FLOORS = (
-    "errors embodiment rotations transforms relative common_body bodies normalize chunking registry config versions",
+    "errors embodiment observations rotations transforms relative common_body bodies normalize chunking registry config"
+    " versions",
     "policies data envs robots",
     "agent async_agent slots rollout arguments progress",
     "train collect eval serving",

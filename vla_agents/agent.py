@@ -7,7 +7,7 @@ each is an `Agent`. Single observations are `{"images": {camera: uint8 (H, W, 3)
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -16,14 +16,13 @@ import numpy as np
 from gymnasium import spaces
 
 from vla_agents.embodiment import Embodiment, embodiment_of
-from vla_agents.errors import ActionError, ConfigError, ObservationError
+from vla_agents.errors import ActionError, ConfigError
+from vla_agents.observations import Observation, batch_size, check_observation, take
 
 if TYPE_CHECKING:
     from vla_agents.chunking import Chunker
     from vla_agents.policies.policy import Policy
     from vla_agents.transforms import Transform
-
-Observation = dict[str, Any]
 
 
 class Agent:
@@ -112,42 +111,28 @@ class ExpertAgent(Agent):
         return np.asarray(self._env.unwrapped.expert_action(), np.float32)
 
 
-class PolicyAgent(Agent):
-    """A policy in a control loop: checks, transforms, plans a chunk where one is needed, hands out actions.
+class ChunkingAgent(Agent):
+    """What plans chunks, in a control loop: checks, plans where a chunk is needed, hands out actions.
 
-    Every slot of a vector env has its own chunk state, so episodes may start and end at different times;
-    only the slots that need a plan are put through the policy, in one batch.
+    Every slot of a vector env has its own chunk state, so episodes may start and end at different times; only the slots
+    that need a plan are planned for, together. Subclasses write `plan_slots`.
 
     Args:
-        policy: The policy; its embodiment is what it was trained on.
-        chunker: How chunks become actions; None takes the policy's own default.
-        transforms: From the env's observations to the policy's, in order.
-        embodiment: The env's embodiment where transforms stand between; None: the policy's own.
+        embodiment: What observations and actions mean.
+        chunker: How chunks become actions.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        *,
-        chunker: Chunker | None = None,
-        transforms: tuple[Transform, ...] = (),
-        embodiment: Embodiment | None = None,
-    ) -> None:
-        from vla_agents.chunking import RecedingHorizon
-        from vla_agents.transforms import Compose
-
-        self.policy = policy.eval()
-        self.embodiment = embodiment or policy.embodiment
-        self.transform = Compose(transforms)
-        policy.embodiment.require(
-            self.transform.embodiment(self.embodiment), ours="policy", theirs="env after transforms"
-        )
-        self.chunker: Chunker = chunker or RecedingHorizon(policy.default_execute)
+    def __init__(self, embodiment: Embodiment, chunker: Chunker) -> None:
+        self.embodiment, self.chunker = embodiment, chunker
         self._last_instructions: list[str] = []
         self._idle: set[int] = set()
         self._seeds: dict[int, int] = {}  # slot -> seed that has not been drawn from yet
-        self._seed: int | None = None  # of slots not met before: this + slot
-        self._generators: dict[int, Any] = {}
+        self._seed: int | None = None  # of slots not met since: this + slot
+        self._met: set[int] = set()
+
+    def plan_slots(self, slots: Sequence[int], observations: Sequence[Observation]) -> Sequence[np.ndarray]:
+        """A chunk (H, D) in the embodiment's units for each of these slots' single observations, checked already."""
+        raise NotImplementedError
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Drop the chunks of the slots that start anew (all where `mask` is None).
@@ -168,23 +153,19 @@ class PolicyAgent(Agent):
 
     def _reseed(self, mask: np.ndarray | None, seed: int | Sequence[int]) -> None:
         if mask is None:
-            self._seeds, self._generators, self._seed = {}, {}, None
+            self._seeds, self._seed, self._met = {}, None, set()
             if not isinstance(seed, Sequence):
                 self._seed = int(seed)
                 return
         slots = range(len(seed)) if mask is None else np.flatnonzero(np.asarray(mask, bool))  # type: ignore[arg-type]
         for slot in map(int, slots):
             self._seeds[slot] = int(seed[slot]) if isinstance(seed, Sequence) else int(seed) + slot
-            self._generators.pop(slot, None)
 
-    def _generator(self, slot: int) -> Any:
-        """The slot's own, or None (the policy's own) where it was never given a seed."""
-        if slot not in self._generators:
-            seed = self._seeds.pop(slot, None if self._seed is None else self._seed + slot)
-            if seed is None:
-                return None
-            self._generators[slot] = self.policy.generator(seed)
-        return self._generators[slot]
+    def take_seed(self, slot: int) -> int | None:
+        """The seed that a slot was given and has not drawn from yet; None where there is none."""
+        default = None if self._seed is None or slot in self._met else self._seed + slot
+        self._met.add(slot)
+        return self._seeds.pop(slot, default)
 
     def idle(self, mask: np.ndarray) -> None:
         """Plan nothing for these slots; their action is zero until they are reset."""
@@ -200,13 +181,9 @@ class PolicyAgent(Agent):
         self._drop_chunks_of_changed_instructions([item["instruction"] for item in items])
         waiting = [slot for slot in busy if self.chunker.needs_plan(slot)]
         if waiting:
-            chunks = self.policy.plan(
-                [self.transform.observation(items[slot]) for slot in waiting],
-                [self._generator(slot) for slot in waiting],
-            )  # (n, H, D)
+            chunks = self.plan_slots(waiting, [items[slot] for slot in waiting])
             for slot, chunk in zip(waiting, chunks, strict=True):
-                state = items[slot].get("state")
-                self.chunker.add(slot, self.transform.inverse_chunk(chunk, state))
+                self.chunker.add(slot, chunk)
         actions = np.zeros((len(items), self.embodiment.action_dim), np.float32)
         for slot in busy:
             actions[slot] = self.chunker.next(slot)
@@ -216,6 +193,83 @@ class PolicyAgent(Agent):
                 "the weights or the statistics are damaged: check the checkpoint with `vla-agents info`",
             )
         return actions[0] if count is None else actions
+
+    def _drop_chunks_of_changed_instructions(self, now: list[str]) -> None:
+        for slot, (old, new) in enumerate(zip(self._last_instructions, now, strict=False)):
+            if old != new:
+                self.chunker.reset(slot)
+        self._last_instructions = now
+
+
+class PolicyAgent(ChunkingAgent):
+    """A policy in a control loop, with the transforms between it and the env.
+
+    Args:
+        policy: The policy; its embodiment is what it was trained on.
+        chunker: How chunks become actions; None takes the policy's own default.
+        transforms: From the env's observations to the policy's, in order.
+        embodiment: The env's embodiment where transforms stand between; None: the policy's own.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        chunker: Chunker | None = None,
+        transforms: tuple[Transform, ...] = (),
+        embodiment: Embodiment | None = None,
+    ) -> None:
+        from vla_agents.chunking import RecedingHorizon
+        from vla_agents.transforms import Compose
+
+        self.policy = policy.eval()
+        self.transform = Compose(transforms)
+        super().__init__(embodiment or policy.embodiment, chunker or RecedingHorizon(policy.default_execute))
+        policy.embodiment.require(
+            self.transform.embodiment(self.embodiment), ours="policy", theirs="env after transforms"
+        )
+        self._generators: dict[int, Any] = {}
+
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
+        """As every `ChunkingAgent`."""
+        super().reset(mask, seed=seed)
+        if mask is None and seed is not None:
+            self._generators.clear()
+
+    def _generator(self, slot: int) -> Any:
+        """The slot's own, or None (the policy's own) where it was never given a seed."""
+        seed = self.take_seed(slot)
+        if seed is not None:
+            self._generators[slot] = self.policy.generator(seed)
+        return self._generators.get(slot)
+
+    def plan_slots(self, slots: Sequence[int], observations: Sequence[Observation]) -> Sequence[np.ndarray]:
+        """Through the policy in one batch."""
+        return self.plan_batch(observations, [self._generator(slot) for slot in slots])
+
+    def plan_batch(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[Any],
+        prefixes: Sequence[np.ndarray] | None = None,
+        committed: int = 0,
+    ) -> list[np.ndarray]:
+        """Whole chunks (H, D) in the env's units, past the chunker, in one batch.
+
+        Args:
+            observations: Single ones, checked already.
+            generators: One for each, of `policy.generator`, or None.
+            prefixes: For each, (P, D) with the same P: the actions from its observation on that are known already.
+            committed: How many of those will be carried out for sure.
+        """
+        states = [obs.get("state") for obs in observations]
+        seen = [self.transform.observation(obs) for obs in observations]
+        if prefixes is None:
+            chunks = self.policy.plan(seen, generators)  # (n, H, D)
+        else:
+            known = [self.transform.chunk(p, state) for p, state in zip(prefixes, states, strict=True)]
+            chunks = self.policy.plan(seen, generators, prefix=np.stack(known), committed=committed)
+        return [self.transform.inverse_chunk(c, state) for c, state in zip(chunks, states, strict=True)]
 
     @property
     def horizon(self) -> int:
@@ -233,27 +287,10 @@ class PolicyAgent(Agent):
         return bool(getattr(self.policy, "continues", False))
 
     def plan(self, obs: Observation, prefix: np.ndarray | None = None, committed: int = 0) -> np.ndarray:
-        """A whole chunk (H, D) in the env's units for one observation, past the chunker.
-
-        Args:
-            obs: A single one, checked already.
-            prefix: (P, D): the actions from this observation on that are known already, in the env's units.
-            committed: How many of those will be carried out for sure.
-        """
-        state = obs.get("state")
-        seen, generators = [self.transform.observation(obs)], [self._generator(0)]
-        if prefix is None:
-            (chunk,) = self.policy.plan(seen, generators)
-        else:
-            known = self.transform.chunk(prefix, state)
-            (chunk,) = self.policy.plan(seen, generators, prefix=known[None], committed=committed)
-        return self.transform.inverse_chunk(chunk, state)
-
-    def _drop_chunks_of_changed_instructions(self, now: list[str]) -> None:
-        for slot, (old, new) in enumerate(zip(self._last_instructions, now, strict=False)):
-            if old != new:
-                self.chunker.reset(slot)
-        self._last_instructions = now
+        """`plan_batch` of one observation; what an `AsyncAgent` calls."""
+        prefixes = None if prefix is None else [prefix]
+        (chunk,) = self.plan_batch([obs], [self._generator(0)], prefixes, committed)
+        return chunk
 
 
 def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
@@ -328,60 +365,3 @@ _AGENT_OPTIONS = frozenset(
     {"device", "execute", "ensemble", "transforms", "chunker", "embodiment", "compile"}
     | {"asynchronous", "when_late", "continue_chunks"}
 )
-
-
-# ---- observations -----------------------------------------------------------------------------------------
-def batch_size(obs: Observation) -> int | None:
-    """N of a vector observation, None of a single one."""
-    if not isinstance(obs, dict):
-        raise ObservationError(
-            f"the observation is a {type(obs).__name__}, not a dict",
-            "env.reset() returns (obs, info): pass obs",
-        )
-    instruction = obs.get("instruction")
-    return None if isinstance(instruction, str) or instruction is None else len(instruction)
-
-
-def take(obs: Observation, slot: int) -> Observation:
-    """The observation of one slot of a vector observation (views, no copies)."""
-    return _map(obs, lambda value: value[slot])
-
-
-def _map(obs: Observation, function: Callable[[Any], Any]) -> Observation:
-    return {
-        k: {c: function(v) for c, v in value.items()} if k == "images" else function(value)
-        for k, value in obs.items()
-    }
-
-
-def check_observation(obs: Observation, embodiment: Embodiment, *, slot: int | None = None) -> None:
-    """Raise `ObservationError` naming the field unless a single observation fits the embodiment."""
-    where = "" if slot is None else f" (env {slot})"
-    if embodiment.cameras and "images" not in obs:
-        raise ObservationError(f"the observation{where} has no 'images'; it has {sorted(obs)}")
-    if not isinstance(obs.get("instruction"), str):
-        raise ObservationError(
-            f"the observation{where} has no instruction string: {obs.get('instruction')!r}"
-        )
-    for camera in embodiment.cameras:
-        image = obs["images"].get(camera.name)
-        if image is None:
-            raise ObservationError(
-                f"camera {camera.name!r} is missing{where}; the observation has {sorted(obs['images'])}",
-                "use the transform RenameCameras or SelectCameras where only the names differ",
-            )
-        shape = (camera.height, camera.width, 3)
-        if getattr(image, "shape", None) != shape or image.dtype != np.uint8:
-            raise ObservationError(
-                f"camera {camera.name!r}{where}: got {getattr(image, 'dtype', type(image))} "
-                f"{getattr(image, 'shape', '')}, expected uint8 {shape}",
-                f"make the env with that image size, or add ResizeImages({camera.height}, {camera.width})",
-            )
-    if embodiment.state_dim:
-        state = obs.get("state")
-        given = None if state is None else np.shape(state)
-        if state is None or given != (embodiment.state_dim,):
-            raise ObservationError(f"state{where} has shape {given}, expected ({embodiment.state_dim},)")
-        if not np.isfinite(state).all():
-            bad = [n for n, part in embodiment.state_slices().items() if not np.isfinite(state[part]).all()]
-            raise ObservationError(f"state{where} is not finite in {bad}: {np.asarray(state).tolist()}")
