@@ -110,8 +110,8 @@ def episode_rows(episode: int, block: np.ndarray) -> pa.Table:
 
 def index(path: Path, episodes: int, group: dict[str, int], files: dict[str, np.ndarray]) -> None:
     """meta/, with statistics of every episode as LeRobot has them."""
-    from vla_agents.data.lerobot import tasks_table
-    from vla_agents.data.lerobot_summary import picture_summary, summary_of, to_columns
+    from vla_agents.data.lerobot.layout import tasks_table
+    from vla_agents.data.lerobot.summary import picture_summary, summary_of, to_columns
 
     rng = np.random.default_rng(1)
     features: dict[str, Any] = {
@@ -164,8 +164,9 @@ def measure(path: Path) -> dict[str, float]:
     """Open, then take single steps at random: a frame, the state, 16 actions."""
     import av  # noqa: F401 - what is imported is no cost of the dataset
 
-    from vla_agents.data import lerobot_reader, open_dataset  # noqa: F401
-    from vla_agents.data.decoders import POOL
+    from vla_agents.data import open_dataset
+    from vla_agents.data.lerobot import reader as lerobot_reader  # noqa: F401
+    from vla_agents.data.video.decoders import POOL
 
     before, wall, cpu = peak_mb(), time.perf_counter(), time.process_time()
     reader = open_dataset(path)

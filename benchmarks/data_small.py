@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from vla_agents.data import Step, WindowDataset, create_dataset, open_dataset
-from vla_agents.data.decode import decode
-from vla_agents.data.video import VideoEncoder, VideoSettings
+from vla_agents.data.video.decode import decode
+from vla_agents.data.video.encode import VideoEncoder, VideoSettings
 from vla_agents.embodiment import Camera, Embodiment, Part
 
 COLOURS = [(220, 30, 30), (30, 60, 220), (30, 180, 60), (230, 200, 30), (160, 40, 180)]

@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla_agents.data import Episode, Step, atomic, create_dataset, journal
+from vla_agents.data import Episode, Step, atomic, create_dataset
+from vla_agents.data.recording import journal
 from vla_agents.embodiment import Camera, Embodiment, Part
 
 ACTION = (

@@ -31,7 +31,7 @@ from vla_agents.collect.space import expected_bytes, meter
 from vla_agents.config import load_config
 from vla_agents.data import atomic, create_dataset, open_dataset
 from vla_agents.data.episode import Step
-from vla_agents.data.status import RecordingStatus
+from vla_agents.data.recording.status import RecordingStatus
 from vla_agents.embodiment import Embodiment
 from vla_agents.envs import make_env, make_vec
 from vla_agents.envs.wrappers import ActionNoise

@@ -11,8 +11,8 @@ import pytest
 from data_examples import ARM, assert_is_example, record
 
 from vla_agents.data import EpisodeWriter, create_dataset, open_dataset
+from vla_agents.data.convert.targets import TARGETS, format_of
 from vla_agents.data.open import ASSEMBLED
-from vla_agents.data.targets import TARGETS, format_of
 from vla_agents.errors import (
     DatasetError,
     DatasetExistsError,
@@ -53,7 +53,7 @@ writer = create_dataset(sys.argv[1], ARM, sys.argv[2])
 record(writer, 0), record(writer, 1)
 writer.begin("open")
 if sys.argv[3] == "close":
-    from vla_agents.data import convert
+    from vla_agents.data.convert import convert
     convert._give_name = lambda *_: os._exit(9)
     writer.close()
 os._exit(9)
@@ -80,7 +80,7 @@ def test_killed_and_gone_on_with(kind: str, when: str, tmp_path: Path) -> None:
 
 
 def test_a_full_disk_at_the_end_keeps_the_episodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vla_agents.data import hdf5_demo_targets
+    from vla_agents.data.hdf5 import demo_targets as hdf5_demo_targets
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")

@@ -16,10 +16,12 @@ import pytest
 from data_examples import SHARED
 from test_data_loading import ARM, LENGTHS, example, make_dataset
 
-from vla_agents.data import Pictures, WindowDataset, cache_build, cache_files, open_dataset
-from vla_agents.data.cache import cached_frames, default_folder
-from vla_agents.data.cache_files import CachedFrames, verify_cache
-from vla_agents.data.frames import frames_of, resize_all
+from vla_agents.data import Pictures, WindowDataset, open_dataset
+from vla_agents.data.cache import build as cache_build
+from vla_agents.data.cache import files as cache_files
+from vla_agents.data.cache.cache import cached_frames, default_folder
+from vla_agents.data.cache.files import CachedFrames, verify_cache
+from vla_agents.data.video.frames import frames_of, resize_all
 from vla_agents.errors import ConfigError, DatasetError
 
 CAMERAS = ARM.camera_names

@@ -23,9 +23,9 @@ from test_data_lerobot import code, decode_code
 from test_data_lerobot import foreign as foreign_lerobot
 
 from vla_agents.data import Episode, EpisodeReader, create_dataset, open_dataset
-from vla_agents.data.convert import by_task, convert, fractions, losses, merge, split
+from vla_agents.data.convert.convert import by_task, convert, fractions, losses, merge, split
+from vla_agents.data.convert.targets import TARGETS, TargetOptions, format_of
 from vla_agents.data.subset import SubsetReader
-from vla_agents.data.targets import TARGETS, TargetOptions, format_of
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import (
     ConfigError,
@@ -493,7 +493,7 @@ def test_a_video_cut_short_is_skipped_while_copying(tmp_path: Path) -> None:
 CHILD = """
 import sys, time
 from vla_agents.data import open_dataset
-from vla_agents.data import convert as module
+from vla_agents.data.convert import convert as module
 real = module.target_class("{kind}").add
 def slow(self, source, index):
     real(self, source, index)
@@ -538,7 +538,7 @@ def test_two_at_once(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from vla_agents.data import lerobot_target
+    from vla_agents.data.lerobot import target as lerobot_target
     from vla_agents.errors import RecordingError
 
     def full(*_: Any) -> None:
@@ -556,7 +556,7 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
 
     path = recorded(tmp_path / "set")
     program = (
-        "from vla_agents.data import open_dataset; from vla_agents.data.convert import convert;"
+        "from vla_agents.data import open_dataset; from vla_agents.data.convert.convert import convert;"
         f"convert(open_dataset({str(path)!r}), {str(tmp_path / 'out')!r}, 'hdf5', progress=True)"
     )
     main, other = pty.openpty()

@@ -25,8 +25,9 @@ from data_examples import (
     record_until_killed,
 )
 
-from vla_agents.data import atomic, create_dataset, journal, open_dataset
-from vla_agents.data import video as video_module
+from vla_agents.data import atomic, create_dataset, open_dataset
+from vla_agents.data.recording import journal
+from vla_agents.data.video import encode as video_module
 from vla_agents.embodiment import Camera, Embodiment
 from vla_agents.errors import DatasetNotFoundError, RecordingError
 
@@ -69,7 +70,7 @@ def forked() -> Iterator[Callable[..., Any]]:
     """Start `record_until_killed` in a process that a clean server forks: nothing of this one is shared."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["data_examples", "vla_agents.data.lerobot_writer", "vla_agents.data.hdf5_writer", "av", "h5py"]
+        ["data_examples", "vla_agents.data.lerobot.writer", "vla_agents.data.hdf5.writer", "av", "h5py"]
     )
 
     def start(path: Path, case: Case, count: int, at: int) -> Any:

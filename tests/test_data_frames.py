@@ -12,9 +12,9 @@ import pytest
 from data_examples import ARM, SHARED, length_of, record
 
 from vla_agents.data import EpisodeReader, create_dataset, open_dataset
-from vla_agents.data.decode import decode
-from vla_agents.data.decoders import DecoderPool
-from vla_agents.data.frames import Frames, ReaderFrames, VideoFrames, frames_of
+from vla_agents.data.video.decode import decode
+from vla_agents.data.video.decoders import DecoderPool
+from vla_agents.data.video.frames import Frames, ReaderFrames, VideoFrames, frames_of
 from vla_agents.errors import DatasetError
 
 FIXTURES = ("v30_main_h264", "v30_main_av1", "v30_main_image", "v21_033_image", "v20_from_v21")

@@ -22,9 +22,9 @@ from test_data_lerobot import change, cut, set_column
 from test_data_lerobot import foreign as foreign_lerobot
 
 from vla_agents.data import create_dataset, open_dataset
-from vla_agents.data.convert import convert
-from vla_agents.data.decode import decode
+from vla_agents.data.convert.convert import convert
 from vla_agents.data.guards import fill_template
+from vla_agents.data.video.decode import decode
 from vla_agents.errors import DatasetError, VlaAgentsError
 
 Damage = Callable[[Path], Any]

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from data_examples import ARM, SHARED, assert_is_example, check_as_lerobot, length_of, make_steps, record
 
-from vla_agents.data import LeRobotReader, LeRobotWriter, lerobot, open_dataset
-from vla_agents.data.decode import decode
-from vla_agents.data.video import VideoEncoder, VideoSettings
+from vla_agents.data import LeRobotReader, LeRobotWriter, open_dataset
+from vla_agents.data.lerobot import layout as lerobot
+from vla_agents.data.video.decode import decode
+from vla_agents.data.video.encode import VideoEncoder, VideoSettings
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import ConfigError, DatasetError, DatasetNotFoundError
 

@@ -25,7 +25,7 @@ from vla_agents.data import (
     create_dataset,
     open_dataset,
 )
-from vla_agents.data.resample import resample
+from vla_agents.data.loading.resample import resample
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import ConfigError, DatasetError, EmbodimentMismatchError
 from vla_agents.relative import RelativeActions

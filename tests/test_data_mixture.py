@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from test_data_loading import LENGTHS, example, make_dataset
 
 from vla_agents.data import Draws, Mixture, Pictures, WindowDataset, open_dataset
-from vla_agents.data.orders import row_weights
+from vla_agents.data.loading.orders import row_weights
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import ConfigError
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from scipy.stats import chi2, chisquare
 
 from vla_agents.data import Draws, Epochs
-from vla_agents.data.orders import row_weights, shares
+from vla_agents.data.loading.orders import row_weights, shares
 from vla_agents.errors import ConfigError
 
 SIZES = (30, 7, 100)

@@ -19,9 +19,10 @@ import pytest
 from data_examples import ACTION, ARM, NUMBERS, STATE, check_as_lerobot, make_steps, record
 
 from vla_agents.cli import main
-from vla_agents.data import Episode, Step, atomic, create_dataset, journal, open_dataset
-from vla_agents.data.repair import find, repair, usable
-from vla_agents.data.unfinished import FOLDER, read_unfinished
+from vla_agents.data import Episode, Step, atomic, create_dataset, open_dataset
+from vla_agents.data.recording import journal
+from vla_agents.data.recording.repair import find, repair, usable
+from vla_agents.data.recording.unfinished import FOLDER, read_unfinished
 from vla_agents.embodiment import Camera, Embodiment
 from vla_agents.errors import DatasetError, RecordingError
 
@@ -131,7 +132,7 @@ def folder(tmp_path: Path) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def forked() -> Iterator[Callable[..., Any]]:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_data_repair", "vla_agents.data.repair", "av", "h5py"])
+    context.set_forkserver_preload(["test_data_repair", "vla_agents.data.recording.repair", "av", "h5py"])
 
     def start(function: Callable[..., None], *arguments: Any) -> Any:
         process = context.Process(target=function, args=arguments)

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from vla_agents.data.resample import resample
+from vla_agents.data.loading.resample import resample
 from vla_agents.embodiment import Embodiment, Part
 from vla_agents.errors import ConfigError
 from vla_agents.rotations import SIZES, from_rotation, to_rotation

@@ -55,7 +55,7 @@ def test_pictures_are_not_decoded(recorded: Path, tmp_path: Path, monkeypatch: p
     path = Path(shutil.copytree(recorded, tmp_path / "set"))
     for video in path.rglob("*.mp4"):
         video.unlink()
-    monkeypatch.setattr("vla_agents.data.hdf5.stored_frames", None)
+    monkeypatch.setattr("vla_agents.data.hdf5.reader.stored_frames", None)
     assert statistics(open_dataset(path))["action"].count == open_dataset(path).lengths().sum()
 
 

@@ -16,8 +16,9 @@ from tiny import random_batch, tiny_policy, vlm_folder
 
 from vla_agents.agent import load_agent
 from vla_agents.bodies import load_bodies
-from vla_agents.data import Mixture, Step, WindowDataset, create_dataset, load_windows, loading, open_dataset
-from vla_agents.data.frames import VideoFrames
+from vla_agents.data import Mixture, Step, WindowDataset, create_dataset, load_windows, open_dataset
+from vla_agents.data.loading import load as loading
+from vla_agents.data.video.frames import VideoFrames
 from vla_agents.embodiment import Camera, Embodiment, Part, embodiment_of
 from vla_agents.envs import make_env
 from vla_agents.errors import ConfigError, EmbodimentMismatchError, UnknownNameError

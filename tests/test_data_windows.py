@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from data_examples import ARM, make_steps, record, success_of
 
-from vla_agents.data import LeRobotWriter, WindowDataset, create_dataset, open_dataset, store
+from vla_agents.data import LeRobotWriter, WindowDataset, create_dataset, open_dataset
+from vla_agents.data.loading import store
 from vla_agents.embodiment import Embodiment, Part
 from vla_agents.errors import ConfigError, DatasetError, EmbodimentMismatchError
 

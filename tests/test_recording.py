@@ -18,9 +18,11 @@ import pyarrow.parquet as pq
 import pytest
 from data_examples import ACTION, ARM, STATE, assert_is_example, check_as_lerobot, make_steps, record
 
-from vla_agents.data import Episode, Step, atomic, create_dataset, journal, lerobot, open_dataset, streaming
-from vla_agents.data.recorder import StepWriter
-from vla_agents.data.video import VideoEncoder
+from vla_agents.data import Episode, Step, atomic, create_dataset, open_dataset
+from vla_agents.data.lerobot import layout as lerobot
+from vla_agents.data.recording import journal, streaming
+from vla_agents.data.recording.recorder import StepWriter
+from vla_agents.data.video.encode import VideoEncoder
 from vla_agents.embodiment import Camera, Embodiment
 from vla_agents.errors import ConfigError, DatasetError, ObservationError, RecordingError
 

@@ -35,8 +35,8 @@ def repair(config: RepairConfig) -> int:
     """Show what can be repaired, ask, and do it; 1 where something is left after all."""
     from vla_agents.data import open_dataset
     from vla_agents.data.atomic import remove
-    from vla_agents.data.repair import find, usable
-    from vla_agents.data.repair import repair as repair_one
+    from vla_agents.data.recording.repair import find, usable
+    from vla_agents.data.recording.repair import repair as repair_one
 
     found = find(config.path)
     reader = open_dataset(config.path)

@@ -13,13 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from tyro.conf import Positional
 
-from vla_agents.data.convert import Report, by_task, convert, fractions, losses, merge, split
+from vla_agents.data.convert.convert import Report, by_task, convert, fractions, losses, merge, split
+from vla_agents.data.convert.targets import ALIASES, LOSSLESS, TARGETS, TargetOptions, format_of
 from vla_agents.data.describe import describe
 from vla_agents.data.episode import EpisodeReader
 from vla_agents.data.open import open_dataset
 from vla_agents.data.statistics import DEFAULT, ColumnStats, save_statistics, statistics
 from vla_agents.data.subset import SubsetReader
-from vla_agents.data.targets import ALIASES, LOSSLESS, TARGETS, TargetOptions, format_of
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, DatasetError
 

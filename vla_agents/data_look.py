@@ -14,7 +14,7 @@ from rich.text import Text
 from tyro.conf import Positional
 
 from vla_agents.data.check import SEVERITIES, Finding, Report, check_dataset, copy_without
-from vla_agents.data.targets import format_of
+from vla_agents.data.convert.targets import format_of
 from vla_agents.data_commands import Reading
 
 _console = Console(highlight=False, soft_wrap=True, markup=False)

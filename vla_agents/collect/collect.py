@@ -20,7 +20,7 @@ from vla_agents.collect.recorder import Recorder
 from vla_agents.collect.space import expected_bytes, meter, warning
 from vla_agents.config import save_yaml, to_dict
 from vla_agents.data import create_dataset, open_dataset
-from vla_agents.data.recorder import StepWriter
+from vla_agents.data.recording.recorder import StepWriter
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs.vector import make_env, make_vec
 from vla_agents.envs.wrappers import ActionNoise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from vla_agents.data.status import RecordingStatus
+from vla_agents.data.recording.status import RecordingStatus
 from vla_agents.embodiment import Embodiment
 
 LOW = 1e9  # bytes under which a disk is shown as nearly full

@@ -10,35 +10,35 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vla_agents.data.episode import Episode, EpisodeReader, EpisodeWriter, Step
-    from vla_agents.data.hdf5 import Hdf5Reader
-    from vla_agents.data.hdf5_writer import Hdf5Writer
-    from vla_agents.data.lerobot_reader import LeRobotReader
-    from vla_agents.data.lerobot_writer import LeRobotWriter
-    from vla_agents.data.loader import Loader
-    from vla_agents.data.loading import load_windows
-    from vla_agents.data.mixture import Mixture
+    from vla_agents.data.hdf5.reader import Hdf5Reader
+    from vla_agents.data.hdf5.writer import Hdf5Writer
+    from vla_agents.data.lerobot.reader import LeRobotReader
+    from vla_agents.data.lerobot.writer import LeRobotWriter
+    from vla_agents.data.loading.load import load_windows
+    from vla_agents.data.loading.loader import Loader
+    from vla_agents.data.loading.mixture import Mixture
+    from vla_agents.data.loading.orders import Draws, Epochs
+    from vla_agents.data.loading.store import Pictures
+    from vla_agents.data.loading.windows import WindowDataset
     from vla_agents.data.open import create_dataset, open_dataset
-    from vla_agents.data.orders import Draws, Epochs
-    from vla_agents.data.store import Pictures
-    from vla_agents.data.windows import WindowDataset
 
 _HOME = {
-    "Draws": "orders",
+    "Draws": "loading.orders",
     "Episode": "episode",
     "EpisodeReader": "episode",
     "EpisodeWriter": "episode",
-    "Epochs": "orders",
-    "Hdf5Reader": "hdf5",
-    "Hdf5Writer": "hdf5_writer",
-    "LeRobotReader": "lerobot_reader",
-    "LeRobotWriter": "lerobot_writer",
-    "Loader": "loader",
-    "Mixture": "mixture",
-    "Pictures": "store",
+    "Epochs": "loading.orders",
+    "Hdf5Reader": "hdf5.reader",
+    "Hdf5Writer": "hdf5.writer",
+    "LeRobotReader": "lerobot.reader",
+    "LeRobotWriter": "lerobot.writer",
+    "Loader": "loading.loader",
+    "Mixture": "loading.mixture",
+    "Pictures": "loading.store",
     "Step": "episode",
-    "WindowDataset": "windows",
+    "WindowDataset": "loading.windows",
     "create_dataset": "open",
-    "load_windows": "loading",
+    "load_windows": "loading.load",
     "open_dataset": "open",
 }
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from vla_agents.data.convert.targets import rate_of, root_of
 from vla_agents.data.episode import EpisodeReader
-from vla_agents.data.lerobot_reader import LeRobotReader
-from vla_agents.data.targets import rate_of, root_of
+from vla_agents.data.lerobot.reader import LeRobotReader
 from vla_agents.embodiment import Part
 
 

@@ -214,7 +214,7 @@ class EpisodeWriter(Protocol):
 class EpisodeReader(Protocol):
     """Random access to the episodes of one dataset.
 
-    Where its pictures are videos, a reader also has `videos(camera) -> VideoFiles` (see `vla_agents.data.frames`).
+    Where its pictures are videos, a reader also has `videos(camera) -> VideoFiles` (see `vla_agents.data.video.frames`).
     """
 
     path: Path

@@ -15,8 +15,8 @@ log = logging.getLogger(__name__)
 
 # Format -> module:class that records episodes in it.
 WRITERS = {
-    "lerobot": "lerobot_writer:LeRobotWriter",
-    "hdf5": "hdf5_writer:Hdf5Writer",
+    "lerobot": "lerobot.writer:LeRobotWriter",
+    "hdf5": "hdf5.writer:Hdf5Writer",
 }
 FORMATS = tuple(WRITERS)
 # Formats that are written when the writer is closed.
@@ -24,19 +24,19 @@ ASSEMBLED = ("lerobot-v2.1", "lerobot-v2.0", "robomimic", "libero", "aloha", "gr
 # Reader -> the options of `open_dataset` that it understands, beside `embodiment`.
 _DEMOS = ("instruction", "fps")
 _OPTIONS = {
-    "lerobot_reader:LeRobotReader": (),
-    "hdf5:Hdf5Reader": (),
-    "hdf5_aloha:AlohaReader": (*_DEMOS, "colour"),
-    "hdf5_libero:LiberoReader": (*_DEMOS, "mask", "state_keys"),
-    "hdf5_robomimic:RobomimicReader": (*_DEMOS, "mask", "state_keys"),
-    "hdf5_groups:EpisodeGroupsReader": _DEMOS,
+    "lerobot.reader:LeRobotReader": (),
+    "hdf5.reader:Hdf5Reader": (),
+    "hdf5.aloha:AlohaReader": (*_DEMOS, "colour"),
+    "hdf5.libero:LiberoReader": (*_DEMOS, "mask", "state_keys"),
+    "hdf5.robomimic:RobomimicReader": (*_DEMOS, "mask", "state_keys"),
+    "hdf5.groups:EpisodeGroupsReader": _DEMOS,
 }
 # Layouts of HDF5 files, the most particular first: module, function that recognises it, reader.
 _LAYOUTS = (
-    ("hdf5_libero", "is_libero", "LiberoReader"),
-    ("hdf5_robomimic", "is_robomimic", "RobomimicReader"),
-    ("hdf5_aloha", "is_aloha", "AlohaReader"),
-    ("hdf5_groups", "is_groups", "EpisodeGroupsReader"),
+    ("hdf5.libero", "is_libero", "LiberoReader"),
+    ("hdf5.robomimic", "is_robomimic", "RobomimicReader"),
+    ("hdf5.aloha", "is_aloha", "AlohaReader"),
+    ("hdf5.groups", "is_groups", "EpisodeGroupsReader"),
 )
 _LOOKED_FOR = (
     "meta/info.json (LeRobot), dataset.json (HDF5 of vla_agents) or .hdf5 files (ALOHA, robomimic, LIBERO)"
@@ -99,7 +99,7 @@ def create_dataset(
         return _load(WRITERS[format])(path, embodiment, **options)
     if format not in ASSEMBLED:
         raise UnknownNameError("dataset format", format, (*FORMATS, *ASSEMBLED))
-    return _load("assembled:AssembledWriter")(path, embodiment, format=format, **options)
+    return _load("convert.assembled:AssembledWriter")(path, embodiment, format=format, **options)
 
 
 def _load(name: str) -> Any:
@@ -121,10 +121,10 @@ def _reader_of(path: Path, skip_bad: bool) -> str:
             f"looked for a folder with {_LOOKED_FOR}; the current folder is {Path.cwd()}",
         )
     if (path / "meta" / "info.json").exists():
-        return "lerobot_reader:LeRobotReader"
+        return "lerobot.reader:LeRobotReader"
     if (path / "dataset.json").exists():
-        return "hdf5:Hdf5Reader"
-    from vla_agents.data.hdf5_demos import SUFFIXES, hdf5_files
+        return "hdf5.reader:Hdf5Reader"
+    from vla_agents.data.hdf5.demos import SUFFIXES, hdf5_files
 
     if path.is_file() and path.suffix not in SUFFIXES:
         raise DatasetError(
@@ -143,7 +143,7 @@ def _reader_of(path: Path, skip_bad: bool) -> str:
 
 def _layout_of(files: list[Path], skip_bad: bool) -> str:
     """The layout of the first HDF5 file that can be read."""
-    from vla_agents.data.hdf5_file import Hdf5File
+    from vla_agents.data.hdf5.file import Hdf5File
 
     for number, path in enumerate(files):
         try:

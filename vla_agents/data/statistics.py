@@ -98,7 +98,7 @@ def statistics(
 
 
 def _read(reader: EpisodeReader, wanted: Sequence[str]) -> dict[str, np.ndarray]:
-    from vla_agents.data.lerobot_reader import LeRobotReader
+    from vla_agents.data.lerobot.reader import LeRobotReader
 
     if isinstance(reader, LeRobotReader) and set(wanted) <= {*DEFAULT, *reader.info.features}:
         return reader.columns(wanted)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vla_agents.data.base import BaseReader
 from vla_agents.data.episode import Episode, EpisodeReader
-from vla_agents.data.frames import VideoFiles
+from vla_agents.data.video.frames import VideoFiles
 from vla_agents.errors import DatasetError
 
 

@@ -31,7 +31,7 @@ class Batch:
         mask: bool (B, H), False where a chunk reaches past the end of its episode; None when acting.
         seeds: int64 (B,): where a policy learns by drawing (flow matching), it draws for each sample from that sample's
             seed, so that the loss does not depend on how samples are put together; None: from torch's generator.
-        action_mask: bool (B, D): which values of the action the sample's body has (`vla_agents.data.mixture`); None: all.
+        action_mask: bool (B, D): what of the action the sample's body has (`data.loading.mixture`); None: all.
     """
 
     images: dict[str, Tensor]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from vla_agents.data import Draws, Loader, Mixture
-from vla_agents.data.orders import row_weights
+from vla_agents.data.loading.orders import row_weights
 from vla_agents.errors import TrainingError
 from vla_agents.policies.policy import Batch
 
@@ -51,7 +51,7 @@ class Strategy(Protocol):
 
 
 class WindowSource(Protocol):
-    """What behaviour cloning needs of a dataset (see `vla_agents.data.windows` and `mixture`; the latter has `shares`)."""
+    """What behaviour cloning needs of a dataset (see `data.loading.windows` and `mixture`; the latter has `shares`)."""
 
     step_of: np.ndarray
 

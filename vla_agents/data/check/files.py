@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vla_agents.data.check.findings import Finding
-from vla_agents.data.frames import VideoFiles
+from vla_agents.data.video.frames import VideoFiles
 
 _SAME = 0.25  # periods a frame may be off, as for decoding
 _MADE_AGAIN = "a copy gets statistics of its own"

@@ -156,7 +156,7 @@ def _unreadable(number: int, error: Exception) -> Finding:
 
 def _with_commands(found: list[Finding], reader: EpisodeReader) -> list[Finding]:
     """Each finding with the command that mends it, where one does."""
-    from vla_agents.data.targets import format_of
+    from vla_agents.data.convert.targets import format_of
 
     try:
         kind = format_of(reader)

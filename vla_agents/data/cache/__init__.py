@@ -1,0 +1,1 @@
+"""Decode once: pictures at the size a policy sees them, kept on disk."""

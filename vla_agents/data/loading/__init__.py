@@ -1,0 +1,1 @@
+"""Windows of episodes for training: orders, mixtures, batches."""

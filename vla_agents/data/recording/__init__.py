@@ -1,0 +1,1 @@
+"""Recording that survives: streaming encoders, a journal, repair."""

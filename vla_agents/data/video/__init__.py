@@ -1,0 +1,1 @@
+"""Pictures to video and back, frame by frame."""
