@@ -18,6 +18,7 @@ from gymnasium import spaces
 from vla_agents.embodiment import Embodiment, embodiment_of
 from vla_agents.errors import ActionError, ConfigError
 from vla_agents.observations import Observation, batch_size, check_observation, take
+from vla_agents.registry import Registry
 
 if TYPE_CHECKING:
     from vla_agents.chunking import Chunker
@@ -236,6 +237,10 @@ class PolicyAgent(ChunkingAgent):
         if mask is None and seed is not None:
             self._generators.clear()
 
+    def generator(self, seed: int) -> Any:
+        """A source of randomness for `plan_batch`."""
+        return self.policy.generator(seed)
+
     def _generator(self, slot: int) -> Any:
         """The slot's own, or None (the policy's own) where it was never given a seed."""
         seed = self.take_seed(slot)
@@ -297,7 +302,9 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     """An agent from a checkpoint folder (or a hub id of one).
 
     Args:
-        path: Checkpoint folder, a run folder (its `best`, else its `last` checkpoint is taken), or a hub id.
+        path: Checkpoint folder, a run folder (its `best`, else its `last` checkpoint is taken), a hub id, or the address
+            of a server that has one: `ws://host:8000` (`vla-agents serve`), `openpi+ws://...`, `starvla+ws://...`, see
+            `docs/serving.md` for its options.
         env: Where given, the env's embodiment is compared with the checkpoint's, and a mismatch refused.
         **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or
             `"cosine"`), `transforms`, `chunker`, `embodiment` (the env's); `asynchronous` (plan in a thread while the
@@ -311,6 +318,9 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         ConfigError: An option that does not exist, or is for other checkpoints, or has to be given and is not.
         EmbodimentMismatchError: The env senses or does something else than the policy was trained on.
     """
+    scheme, separator, _ = str(path).partition("://")
+    if separator:
+        return SERVERS.get(scheme)(str(path), env=env, **overrides)
     from vla_agents.bodies import choose_body
     from vla_agents.chunking import make_chunker
     from vla_agents.policies.checkpoint import load_policy
@@ -360,6 +370,15 @@ def _asynchronous(overrides: dict[str, Any]) -> dict[str, Any] | None:
             raise ConfigError(f"asynchronous planning does its own chunking: {key} does not go with it")
     return given
 
+
+# The scheme of an address -> what makes an agent of it; the servers' clients stand above this module.
+_REMOTE, _FOREIGN = "vla_agents.serving.remote", "vla_agents.serving.foreign"
+SERVERS = Registry(
+    "kind of server",
+    dict.fromkeys(("ws", "wss", "ws+unix"), f"{_REMOTE}:connect")
+    | dict.fromkeys(("openpi+ws", "openpi+wss"), f"{_FOREIGN}:connect_openpi")
+    | dict.fromkeys(("starvla+ws", "starvla+wss"), f"{_FOREIGN}:connect_starvla"),
+)
 
 _AGENT_OPTIONS = frozenset(
     {"device", "execute", "ensemble", "transforms", "chunker", "embodiment", "compile"}

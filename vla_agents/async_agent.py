@@ -194,9 +194,10 @@ class AsyncAgent(Agent):
         return action
 
     def close(self) -> None:
-        """End the thread, when the plan under way is done."""
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        """End the thread, when the plan under way is done; a planner that can is told to give it up."""
+        self._executor.shutdown(wait=False, cancel_futures=True)
         self.planner.close()
+        self._executor.shutdown(wait=True)
 
     def report(self) -> AsyncReport:
         """Numbers since the last reset."""

@@ -167,6 +167,12 @@ def _eval(args: Sequence[str]) -> None:
     run_eval(parse(EvalConfig, args, "eval"))
 
 
+def _serve(args: Sequence[str]) -> None:
+    from vla_agents.serving.command import ServeConfig, serve
+
+    serve(parse(ServeConfig, _named(args), "serve"))
+
+
 def _pretrain_tiny(args: Sequence[str]) -> None:
     from rich.console import Console
 
@@ -267,6 +273,9 @@ COMMANDS: dict[str, _Command] = {
     "collect": _Command(_collect, "record episodes of an expert, a policy or chance into a dataset"),
     "train": _Command(_train, "train a policy on recorded episodes"),
     "eval": _Command(_eval, "evaluate an agent in an env: table, JSON, HTML page, videos"),
+    "serve": _Command(
+        _serve, "serve a policy to robots and evaluations, over the network or on this machine"
+    ),
     "pretrain-tiny": _Command(
         _pretrain_tiny, "make the tiny Qwen3-VL and teach it to answer questions about pictures"
     ),

@@ -14,17 +14,20 @@ from typing import Any
 
 __all__ = [
     "ActionError",
+    "AuthorizationError",
     "CalibrationError",
     "CameraError",
     "CheckpointError",
     "CommunicationError",
     "ConfigError",
+    "ConnectionLostError",
     "DatasetError",
     "DatasetExistsError",
     "DatasetNotFoundError",
     "EmbodimentError",
     "EmbodimentMismatchError",
     "EmergencyStopError",
+    "FrameError",
     "MissingDependencyError",
     "MotorError",
     "MotorSilentError",
@@ -35,9 +38,12 @@ __all__ = [
     "PortNotFoundError",
     "PortPermissionError",
     "RecordingError",
+    "RemotePolicyError",
     "RenderingError",
     "RobotError",
     "RobotStateError",
+    "ServerBusyError",
+    "ServingError",
     "TokenDecodeError",
     "TrainingError",
     "UnknownNameError",
@@ -175,6 +181,31 @@ class RenderingError(VlaAgentsError, RuntimeError):
 
 class PlanningError(VlaAgentsError, RuntimeError):
     """Planning in the background failed; raised by the `act` that would have needed its actions."""
+
+
+# ---- serving ----------------------------------------------------------------------------------------------
+class ServingError(VlaAgentsError, RuntimeError):
+    """Base of what can go wrong between a policy server and its clients."""
+
+
+class FrameError(ServingError, ValueError):
+    """What came over the wire is no message of the protocol: malformed, too large, of a type that is not allowed."""
+
+
+class AuthorizationError(ServingError):
+    """The server wants a token, and this is not it."""
+
+
+class ConnectionLostError(ServingError, ConnectionError):
+    """Nobody answers at that address, or the connection broke and did not come back in time."""
+
+
+class ServerBusyError(ServingError):
+    """The server takes no more: too many clients or requests, or it is about to stop."""
+
+
+class RemotePolicyError(ServingError):
+    """The policy on the server failed; the server's log tells why, under the request id named here."""
 
 
 # ---- robots -----------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""A policy on one machine, the robot on another. Empty so far: server and remote agent come with a later version."""
+"""A policy on one machine, the robot on another: `vla-agents serve CKPT`, and `load_agent("ws://host:8000")`."""

@@ -1,0 +1,288 @@
+"""One thread that plans; requests of several clients that come within a few milliseconds go through the policy together.
+
+The policy is never called from the server's event loop, so health, metrics and other clients are answered while it is
+busy. A batch waits only for the clients of the last ones, and never for more than half the time planning takes: what is
+won by planning together is not lost by waiting. A request that fails in company is tried alone, so that it spoils nobody
+else's.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ActionError, ServerBusyError
+from vla_agents.observations import Observation
+
+log = logging.getLogger(__name__)
+
+
+class BatchPlanner(Protocol):
+    """What a server serves; `PolicyAgent` is one."""
+
+    embodiment: Embodiment
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk."""
+
+    @property
+    def default_execute(self) -> int:
+        """How many of them are carried out, where nothing else is said."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether chunks can go on from a prefix."""
+
+    def generator(self, seed: int) -> Any:
+        """A source of randomness for `plan_batch`."""
+
+    def plan_batch(
+        self,
+        observations: Sequence[Observation],
+        generators: Sequence[Any],
+        prefixes: Sequence[np.ndarray] | None = None,
+        committed: int = 0,
+    ) -> Sequence[np.ndarray]:
+        """A chunk (H, D) for each observation; see `PolicyAgent.plan_batch`."""
+
+
+@dataclass
+class PlanRequest:
+    """What a client asks for at once.
+
+    Args:
+        observations: n of them, checked.
+        slots: Which of the client's envs each is of.
+        seeds: For each a seed to start its slot's generator from, or None.
+        prefixes: For each, (P, D) first actions that are known already, or None for all.
+        committed: How many of those will be carried out for sure.
+        client: Whose; names the session.
+        generators: The client's generators by slot.
+    """
+
+    observations: Sequence[Observation]
+    slots: Sequence[int] = (0,)
+    seeds: Sequence[int | None] = (None,)
+    prefixes: Sequence[np.ndarray] | None = None
+    committed: int = 0
+    client: str = ""
+    generators: dict[int, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The answer: chunks (n, H, D), and how it came about.
+
+    Args:
+        chunks: float32 (n, H, D).
+        batch: Observations that went through the policy together.
+        queue_s: Time until the policy began.
+        infer_s: Time in the policy.
+        revision: Which load of the checkpoint it was; 1 is the first.
+    """
+
+    chunks: np.ndarray
+    batch: int
+    queue_s: float
+    infer_s: float
+    revision: int
+
+
+@dataclass
+class _Job:
+    request: PlanRequest
+    future: Future[Planned]
+    since: float
+
+    @property
+    def kind(self) -> tuple[int, int]:
+        """Only requests of one kind go together: (actions known already or -1, how many are committed)."""
+        prefixes = self.request.prefixes
+        return (-1 if prefixes is None else len(prefixes[0]), self.request.committed)
+
+    @property
+    def size(self) -> int:
+        return len(self.request.observations)
+
+
+class Batcher:
+    """Queue and planning thread.
+
+    Args:
+        max_batch: Observations per call of the policy (a single request may have more).
+        wait_s: How long a batch waits for clients that are expected, at most.
+        max_queued: Observations that may wait; beyond, requests are refused.
+        observe: Told every (observations in the batch, seconds in the policy).
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch: int = 16,
+        wait_s: float = 0.005,
+        max_queued: int = 256,
+        observe: Callable[[int, float], None] = lambda batch, seconds: None,
+    ) -> None:
+        self._max_batch, self._wait_s, self._max_queued = max_batch, wait_s, max_queued
+        self._observe = observe
+        self._planner: BatchPlanner | None = None
+        self.revision = 0
+        self._jobs: deque[_Job] = deque()
+        self._queued = 0
+        self._answered: dict[str, float] = {}  # client -> when it was
+        self._took = 0.0  # seconds in the policy, smoothed
+        self._wake = threading.Condition()
+        self._stop = False
+        self._thread = threading.Thread(target=self._run, name="planning", daemon=True)
+        self._thread.start()
+
+    @property
+    def queued(self) -> int:
+        """Observations that wait."""
+        return self._queued
+
+    def swap(self, planner: BatchPlanner) -> None:
+        """Plan with this one from the next batch on."""
+        with self._wake:
+            self._planner, self.revision = planner, self.revision + 1
+
+    def submit(self, request: PlanRequest) -> Future[Planned]:
+        """Queue a request.
+
+        Raises:
+            ServerBusyError: Too many wait already.
+        """
+        job = _Job(request, Future(), time.monotonic())
+        with self._wake:
+            if self._stop or self._queued + job.size > self._max_queued:
+                raise ServerBusyError(f"{self._queued} observations are waiting already", "ask again later")
+            self._jobs.append(job)
+            self._queued += job.size
+            self._wake.notify()
+        return job.future
+
+    def forget(self, client: str) -> None:
+        """Wait for this client no more."""
+        with self._wake:
+            self._answered.pop(client, None)
+
+    def close(self) -> None:
+        """End the thread once the batch under way is done; what waits is refused."""
+        with self._wake:
+            self._stop = True
+            self._wake.notify()
+        self._thread.join(timeout=60)
+        while self._jobs:
+            self._jobs.popleft().future.set_exception(ServerBusyError("the server stops"))
+
+    # ---- thread -------------------------------------------------------------------------------------------
+    def _run(self) -> None:
+        while True:
+            with self._wake:
+                while not self._jobs and not self._stop:
+                    self._wake.wait()
+                if self._stop:
+                    return
+                self._wait_for_others()
+                jobs = self._take()
+                planner, revision = self._planner, self.revision
+            self._plan(jobs, planner, revision)
+
+    def _wait_for_others(self) -> None:
+        """Until everyone who was answered just now has asked again, the batch is full or the time is over."""
+        end = self._jobs[0].since + min(self._wait_s, self._took / 2)
+        while not self._stop:
+            now = time.monotonic()
+            if now >= end or self._queued >= self._max_batch:
+                return
+            missing = {client for client, at in self._answered.items() if at > now - 2 * self._took}
+            if not missing - {job.request.client for job in self._jobs}:
+                return
+            self._wake.wait(end - now)
+
+    def _take(self) -> list[_Job]:
+        """The oldest, and those of its kind that fit into its batch."""
+        first = self._jobs.popleft()
+        taken, size, left = [first], first.size, deque[_Job]()
+        for job in self._jobs:
+            if job.kind == first.kind and size + job.size <= self._max_batch:
+                taken.append(job)
+                size += job.size
+            else:
+                left.append(job)
+        self._jobs = left
+        self._queued -= size
+        return taken
+
+    def _plan(self, jobs: list[_Job], planner: BatchPlanner | None, revision: int) -> None:
+        jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
+        if not jobs:
+            return
+        assert planner is not None
+        begin = time.monotonic()
+        try:
+            chunks = _run_policy(planner, [job.request for job in jobs])
+        except Exception as error:
+            if len(jobs) > 1:
+                for job in jobs:
+                    job.future, outer = Future(), job.future
+                    self._plan([job], planner, revision)
+                    _hand_on(job.future, outer)
+                return
+            jobs[0].future.set_exception(error)
+            return
+        seconds = time.monotonic() - begin
+        self._observe(len(chunks), seconds)
+        self._took = seconds if not self._took else 0.7 * self._took + 0.3 * seconds
+        end = begin + seconds
+        with self._wake:
+            self._answered.update((job.request.client, end) for job in jobs)
+        start = 0
+        for job in jobs:
+            mine = chunks[start : start + job.size]
+            start += job.size
+            if np.isfinite(mine).all():
+                job.future.set_result(Planned(mine, len(chunks), begin - job.since, seconds, revision))
+            else:
+                job.future.set_exception(ActionError("the policy planned actions that are not finite"))
+
+
+def _hand_on(inner: Future[Planned], outer: Future[Planned]) -> None:
+    error = inner.exception()
+    if error is not None:
+        outer.set_exception(error)
+    else:
+        outer.set_result(inner.result())
+
+
+def _run_policy(planner: BatchPlanner, requests: list[PlanRequest]) -> np.ndarray:
+    """Chunks (n, H, D) of all observations of requests of one kind."""
+    observations = [obs for request in requests for obs in request.observations]
+    generators = [generator for request in requests for generator in _generators(planner, request)]
+    if requests[0].prefixes is None:
+        chunks = planner.plan_batch(observations, generators)
+    else:
+        prefixes = [prefix for request in requests for prefix in request.prefixes or ()]
+        chunks = planner.plan_batch(observations, generators, prefixes, requests[0].committed)
+    found = np.asarray(np.stack(list(chunks)), np.float32)
+    wanted = (len(observations), planner.horizon, planner.embodiment.action_dim)
+    if found.shape != wanted:
+        raise ActionError(f"the policy planned {found.shape}, expected {wanted}")
+    return found
+
+
+def _generators(planner: BatchPlanner, request: PlanRequest) -> list[Any]:
+    for slot, seed in zip(request.slots, request.seeds, strict=True):
+        if seed is not None:
+            request.generators[slot] = planner.generator(seed)
+    return [request.generators.get(slot) for slot in request.slots]

@@ -1,0 +1,393 @@
+"""The policy server: one port on which clients of several protocols are answered, and health and metrics always are.
+
+    event loop   connections, checks, codec, health, metrics      never waits for the policy
+    planning     the policy, one batch at a time (`batching`)
+
+Everything that a peer can make large or slow has a limit (`ServerConfig`), and nothing it sends is looked at before its
+token was.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import logging
+import os
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import ConfigError, MissingDependencyError, ServingError, UnknownNameError
+from vla_agents.serving.batching import Batcher, BatchPlanner
+from vla_agents.serving.codec import WireLimits
+from vla_agents.serving.messages import SUBPROTOCOL
+from vla_agents.serving.metrics import CONTENT_TYPE, ServerMetrics
+from vla_agents.serving.security import check_exposure, is_authorized, is_loopback, server_tls
+from vla_agents.serving.session import Left, Session
+
+log = logging.getLogger(__name__)
+HANDSHAKES = 32  # connections beyond the clients' that may be about to say who they are
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where a server listens, whom it lets in, and what a client may cost.
+
+    Args:
+        host: Address to listen on; others than this machine's own need a token.
+        port: 0 takes a free one.
+        unix: Path of a Unix socket to listen on instead; only this user may connect.
+        token: Clients must carry it; None: no token.
+        tls_cert: Certificate chain (PEM), with it TLS is spoken.
+        tls_key: Its key, where it is not in the same file.
+        limits: Of one message.
+        max_clients: Connected at a time.
+        max_queued: Observations that may wait for the policy.
+        max_batch: Observations that go through the policy together.
+        batch_wait_s: How long a batch waits at most for the clients of the last one.
+        idle_s: A client that says nothing for so long is sent away.
+        hello_s: How long a client may take to connect and say hello.
+        send_s: How long a client may take to accept an answer.
+        drain_s: How long a server that stops waits for requests under way.
+        root: What clients of no particular path and subprotocol speak: `"auto"`, `"openpi"`, `"starvla"`, `"vla-eval"`.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    unix: Path | None = None
+    token: str | None = field(default=None, repr=False)
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    limits: WireLimits = field(default_factory=WireLimits)
+    max_clients: int = 16
+    max_queued: int = 256
+    max_batch: int = 16
+    batch_wait_s: float = 0.005
+    idle_s: float = 600.0
+    hello_s: float = 5.0
+    send_s: float = 10.0
+    drain_s: float = 30.0
+    root: str = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("max_clients", "max_queued", "max_batch", "idle_s", "hello_s", "send_s"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}, it must be more than 0")
+        if self.batch_wait_s < 0 or self.drain_s < 0:
+            raise ConfigError(f"batch_wait_s={self.batch_wait_s}, drain_s={self.drain_s}: below 0")
+        if self.root not in ("auto", *PATHS.values()):
+            raise UnknownNameError("protocol", self.root, ("auto", *PATHS.values()))
+
+
+PATHS = {"/openpi": "openpi", "/starvla": "starvla", "/vla-eval": "vla-eval"}
+
+
+class PolicyServer:
+    """Serves a planner.
+
+    Args:
+        config: See there.
+        load: Makes the planner, warmed up; called in a thread, again at each reload.
+        keys: What foreign protocols call our cameras and state (`foreign.Keys`); None: by rule.
+    """
+
+    def __init__(self, config: ServerConfig, load: Callable[[], BatchPlanner], keys: Any = None) -> None:
+        self.config, self.keys, self._load = config, keys, load
+        self.state = "loading"  # -> ready -> draining -> stopped
+        self.in_flight = 0
+        self._sessions: set[Any] = set()
+        self._open = 0
+        self.metrics = ServerMetrics(
+            lambda: len(self._sessions),
+            lambda: self.batcher.queued,
+            lambda: self.state == "ready",
+            lambda: self.batcher.revision,
+        )
+        self.batcher = Batcher(
+            max_batch=config.max_batch,
+            wait_s=config.batch_wait_s,
+            max_queued=config.max_queued,
+            observe=self._observe,
+        )
+        self.embodiment: Embodiment
+        self.horizon = self.default_execute = 0
+        self.continues = False
+        self.url = ""
+        self._listener: Any = None
+        self._tls = server_tls(config.tls_cert, config.tls_key)
+        warning = "" if config.unix else check_exposure(config.host, config.token, self._tls is not None)
+        if warning:
+            log.warning(warning)
+
+    # ---- life ---------------------------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Listen, then load the policy; clients are let in when it is ready.
+
+        Raises:
+            ServingError: The address is taken, or cannot be opened.
+            Exception: What loading raised.
+        """
+        try:
+            from websockets.asyncio.server import serve, unix_serve
+        except ImportError as error:
+            raise MissingDependencyError("websockets", "serving", "a policy server") from error
+        options: dict[str, Any] = {
+            "process_request": self._admit,
+            "subprotocols": [SUBPROTOCOL],
+            "select_subprotocol": _select,
+            "compression": None,
+            "max_size": self.config.limits.max_bytes,
+            "max_queue": 2,
+            "open_timeout": self.config.hello_s,
+            "close_timeout": 1,
+            "ping_interval": None,  # dead peers are found by TCP keep-alive, silent ones by idle_s
+            "write_limit": 2**20,
+            "server_header": None,
+            "create_connection": _connection_class(self),
+            "ssl": self._tls,
+        }
+        try:
+            if self.config.unix is not None:
+                self._listener = await self._listen_unix(unix_serve, options)
+            else:
+                self._listener = await serve(
+                    self._serve_client, self.config.host, self.config.port, **options
+                )
+                port = self._listener.sockets[0].getsockname()[1]
+                host = f"[{self.config.host}]" if ":" in self.config.host else self.config.host
+                self.url = f"{'ws' if self._tls is None else 'wss'}://{host}:{port}"
+        except OSError as error:
+            await asyncio.to_thread(self.batcher.close)
+            where = self.config.unix or f"{self.config.host}:{self.config.port}"
+            raise ServingError(
+                f"cannot listen on {where}: {error.strerror or error}", "take another port"
+            ) from None
+        log.info("listening", extra={"url": self.url, "token": self.config.token is not None})
+        try:
+            planner = await asyncio.to_thread(self._load)
+        except BaseException:
+            await self.stop(drain=False)
+            raise
+        self.embodiment, self.horizon = planner.embodiment, planner.horizon
+        self.default_execute, self.continues = planner.default_execute, planner.continues
+        self.batcher.swap(planner)
+        self.state = "ready"
+        log.info("ready", extra={"url": self.url, "revision": self.batcher.revision})
+
+    async def _listen_unix(self, unix_serve: Any, options: dict[str, Any]) -> Any:
+        path = Path(self.config.unix or "").absolute()
+        if path.is_socket() and _is_live(path):  # asyncio would take its place
+            raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+        before = os.umask(0o177)
+        try:
+            listener = await unix_serve(self._serve_client, str(path), **options)
+        finally:
+            os.umask(before)
+        self.url = f"ws+unix://{path}"
+        return listener
+
+    async def reload(self) -> bool:
+        """Load the policy anew and plan with it from the next batch on; False where it is refused and the old one stays."""
+        try:
+            planner = await asyncio.to_thread(self._load)
+            planner.embodiment.require(self.embodiment, ours="reloaded policy", theirs="served policy")
+            shape = (planner.horizon, planner.continues)
+            if shape != (self.horizon, self.continues):
+                raise ConfigError(
+                    f"the reloaded policy plans {planner.horizon} actions (continues: {planner.continues}), the "
+                    f"served one {self.horizon} ({self.continues})",
+                    "clients were told: restart the server",
+                )
+        except Exception as error:
+            log.error("reload refused: %s", error)
+            self.metrics.reloads.add("refused")
+            return False
+        self.batcher.swap(planner)
+        self.metrics.reloads.add("done")
+        log.info("reloaded", extra={"revision": self.batcher.revision})
+        return True
+
+    async def stop(self, *, drain: bool = True) -> None:
+        """Take no more, finish what is under way (at most `drain_s`), close."""
+        if self.state == "stopped":
+            return
+        self.state = "draining"
+        log.info("draining", extra={"in_flight": self.in_flight, "clients": len(self._sessions)})
+        if self._listener is not None:
+            self._listener.close(close_connections=False)
+        if drain:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.config.drain_s):
+                    while self.in_flight:
+                        await asyncio.sleep(0.01)
+                    await asyncio.sleep(0.05)  # answers are on their way
+        self.state = "stopped"
+        connections = list(self._sessions)
+        closing = [asyncio.ensure_future(c.close(1001, "the server stops")) for c in connections]
+        if closing:
+            await asyncio.wait(closing, timeout=3)
+        if self._listener is not None:
+            self._listener.close()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(5):
+                    await self._listener.wait_closed()
+        if self.config.unix is not None:
+            Path(self.config.unix).unlink(missing_ok=True)
+        await asyncio.to_thread(self.batcher.close)
+        log.info("stopped")
+
+    # ---- connections --------------------------------------------------------------------------------------
+    def _observe(self, batch: int, seconds: float) -> None:
+        self.metrics.batch.add(batch)
+        self.metrics.inference.add(seconds)
+
+    def _admit(self, connection: Any, request: Any) -> Any:
+        """Answer health and metrics; let a client in, or not. Nothing but headers was read yet."""
+        path = urlsplit(request.path).path
+        if "Origin" in request.headers:  # a web page, which must not reach this machine's servers
+            return self._refuse(connection, HTTPStatus.FORBIDDEN, "origin")
+        if path in ("/health", "/healthz"):
+            status = HTTPStatus.OK if self.state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
+            return _respond(connection, status, json.dumps({"status": self.state}) + "\n", "application/json")
+        if not is_authorized(self.config.token, request.headers, request.path):
+            return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "token")
+        if path == "/metrics":
+            return _respond(connection, HTTPStatus.OK, self.metrics.text(), CONTENT_TYPE)
+        if path != "/" and path not in PATHS:
+            return self._refuse(connection, HTTPStatus.NOT_FOUND, "path")
+        if self.state != "ready":
+            return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
+        if len(self._sessions) >= self.config.max_clients:
+            return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "clients")
+        self._sessions.add(connection)  # counted from here on, so that a crowd cannot slip in together
+        return None
+
+    def _refuse(self, connection: Any, status: HTTPStatus, reason: str) -> Any:
+        self.metrics.refused.add(reason)
+        log.info("refused", extra={"reason": reason, "status": int(status)})
+        return _respond(connection, status, "", "text/plain")
+
+    def connection_made(self, transport: Any) -> bool:
+        """Whether one more connection may say who it is; dead peers are found from here on."""
+        self._open += 1
+        if self._open > self.config.max_clients + HANDSHAKES:
+            self.metrics.refused.add("connections")
+            return False
+        _keep_alive(transport.get_extra_info("socket"))
+        return True
+
+    def connection_lost(self, connection: Any) -> None:
+        """A connection is gone."""
+        self._open -= 1
+        self._sessions.discard(connection)
+
+    async def _serve_client(self, connection: Any) -> None:
+        from vla_agents.serving.dialects import speak_foreign
+        from vla_agents.serving.native import NativeProtocol
+
+        path = urlsplit(connection.request.path).path
+        native = connection.subprotocol == SUBPROTOCOL
+        session = Session(self, connection, "vla-agents" if native else PATHS.get(path, self.config.root))
+        log.info("connected", extra={"session": session.id, "protocol": session.protocol})
+        try:
+            if native:
+                await NativeProtocol(session, _is_local(connection)).speak()
+            else:
+                await speak_foreign(session)
+        except Left:
+            pass
+        except Exception:
+            log.exception("session %s ended", session.id)
+            await connection.close(1011, "internal error")
+        finally:
+            self._sessions.discard(connection)
+            self.batcher.forget(session.id)
+            log.info("disconnected", extra={"session": session.id})
+
+
+# ---- connections' details ---------------------------------------------------------------------------------
+def _connection_class(server: PolicyServer) -> type:
+    """Connections that are counted from the moment they are made."""
+    from websockets.asyncio.server import ServerConnection
+
+    class Counted(ServerConnection):
+        """A connection that its server knows of."""
+
+        def connection_made(self, transport: Any) -> None:
+            super().connection_made(transport)
+            if not server.connection_made(transport):
+                transport.abort()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            super().connection_lost(exc)
+            server.connection_lost(self)
+
+    return Counted
+
+
+def _select(connection: Any, offered: Any) -> Any:
+    """Ours, where the client speaks it; clients of other protocols offer none."""
+    return SUBPROTOCOL if SUBPROTOCOL in offered else None
+
+
+def _respond(connection: Any, status: HTTPStatus, text: str, content_type: str) -> Any:
+    response = connection.respond(status, text)
+    del response.headers["Content-Type"]
+    response.headers["Content-Type"] = content_type
+    return response
+
+
+def _keep_alive(sock: Any) -> None:
+    """Have the kernel find out within about half a minute that a peer is gone; large buffers, so that a picture fits."""
+    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _is_local(connection: Any) -> bool:
+    peer = connection.remote_address
+    return not isinstance(peer, tuple) or is_loopback(str(peer[0]))
+
+
+def _is_live(path: Path) -> bool:
+    """Whether somebody listens on that Unix socket."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        probe.settimeout(1)
+        return probe.connect_ex(str(path)) == 0
+
+
+@contextmanager
+def serving(
+    planner: BatchPlanner, config: ServerConfig | None = None, keys: Any = None
+) -> Iterator[PolicyServer]:
+    """A server in a thread of this process, ready, and stopped at the end; for tests, notebooks and benchmarks.
+
+    Args:
+        planner: E.g. what `load_agent` returns.
+        config: By default any free port on this machine.
+        keys: See `PolicyServer`.
+    """
+    server = PolicyServer(config or ServerConfig(port=0), lambda: planner, keys)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="policy server", daemon=True)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(server.start(), loop).result()
+        yield server
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()

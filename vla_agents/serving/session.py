@@ -1,0 +1,190 @@
+"""A client's side of the server: what every protocol needs to read messages, have them planned and answer.
+
+A protocol is a coroutine `speak(session)`, which reads and answers until the client leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vla_agents.embodiment import Embodiment
+from vla_agents.errors import FrameError, ServerBusyError, VlaAgentsError
+from vla_agents.observations import Observation
+from vla_agents.serving.batching import Planned, PlanRequest
+from vla_agents.serving.codec import WireLimits
+from vla_agents.serving.messages import MAX_OBSERVATIONS, DrainingError, code_of
+
+if TYPE_CHECKING:
+    from vla_agents.serving.server import PolicyServer
+
+log = logging.getLogger(__name__)
+MAX_FAULTS = 20  # messages that are none, until the connection is closed
+
+
+class Left(Exception):
+    """The client went away, was silent for too long, or was sent away: the session is over."""
+
+
+class Session:
+    """One client.
+
+    Args:
+        server: Which it talks to.
+        connection: A websocket connection, or None where messages come another way.
+        protocol: The protocol's name, for metrics and logs.
+    """
+
+    def __init__(self, server: PolicyServer, connection: Any, protocol: str) -> None:
+        self.server, self.protocol = server, protocol
+        self._connection = connection
+        self.id = secrets.token_hex(4)
+        self._generators: dict[int, Any] = {}
+        self._faults = self._count = 0
+        self._received_at = 0.0
+
+    @property
+    def embodiment(self) -> Embodiment:
+        """What observations must look like and what actions mean."""
+        return self.server.embodiment
+
+    @property
+    def limits(self) -> WireLimits:
+        """What a message may cost."""
+        return self.server.config.limits
+
+    # ---- the wire -----------------------------------------------------------------------------------------
+    async def receive(self, timeout: float | None = None) -> bytes:
+        """The next message.
+
+        Raises:
+            Left: There is none any more.
+            TimeoutError: None came in that time (only where one is given).
+            FrameError: It is text.
+        """
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            async with asyncio.timeout(timeout or self.server.config.idle_s):
+                data = await self._connection.recv()
+        except ConnectionClosed:
+            raise Left from None
+        except TimeoutError:
+            if timeout is not None:
+                raise
+            await self.leave(1001, "idle for too long")
+        self._received_at = time.monotonic()
+        self.server.metrics.received.add(by=len(data))
+        if isinstance(data, str):
+            raise FrameError("a text message", "messages are binary: msgpack")
+        return data
+
+    async def send(self, data: bytes | str) -> None:
+        """A message to the client, who is left where it does not take it in time."""
+        from websockets.exceptions import ConnectionClosed
+
+        try:
+            async with asyncio.timeout(self.server.config.send_s):
+                await self._connection.send(data)
+        except ConnectionClosed:
+            raise Left from None
+        except TimeoutError:
+            self._connection.transport.abort()
+            raise Left from None
+        self.server.metrics.sent.add(by=len(data))
+
+    async def leave(self, code: int, reason: str) -> None:
+        """End the session."""
+        await self._connection.close(code, reason)
+        raise Left
+
+    async def fault(self, error: VlaAgentsError) -> None:
+        """Count a message that was none; a client that sends many of them is sent away."""
+        self.server.metrics.refused.add(code_of(error))
+        self._faults += isinstance(error, FrameError)
+        if self._faults > MAX_FAULTS:
+            await self.leave(1008, "too many messages that were none")
+
+    # ---- planning -----------------------------------------------------------------------------------------
+    def forget(self, slots: Sequence[int] | None = None) -> None:
+        """Episodes begin in these slots (all: None): what they drew from is gone."""
+        for slot in list(self._generators) if slots is None else slots:
+            self._generators.pop(slot, None)
+
+    async def plan(
+        self,
+        observations: Sequence[Observation],
+        *,
+        slots: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
+        prefixes: Sequence[np.ndarray] | None = None,
+        committed: int = 0,
+        request: str | int | None = None,
+    ) -> Planned:
+        """Have chunks planned for observations that were checked.
+
+        Raises:
+            ServerBusyError: Too many wait, or the server is about to stop.
+            Exception: What the policy raised.
+        """
+        count = len(observations)
+        if count > MAX_OBSERVATIONS:
+            raise FrameError(f"{count} observations at once, at most {MAX_OBSERVATIONS} are taken")
+        if self.server.state != "ready":
+            raise DrainingError(f"the server is {self.server.state}", "connect again")
+        self._count += 1
+        name = request if request is not None else f"{self.id}-{self._count}"
+        asked = PlanRequest(
+            observations,
+            range(count) if slots is None else slots,
+            [None] * count if seeds is None else seeds,
+            prefixes,
+            committed,
+            self.id,
+            self._generators,
+        )
+        outcome = "failed"
+        self.server.in_flight += 1
+        try:
+            planned = await asyncio.wrap_future(self.server.batcher.submit(asked))
+            outcome = "done"
+        except ServerBusyError:
+            outcome = "busy"
+            raise
+        except VlaAgentsError as error:
+            log.warning("request %s of session %s failed: %s", name, self.id, error)
+            raise
+        except Exception:
+            log.exception("request %s of session %s failed", name, self.id)
+            raise
+        finally:
+            self.server.in_flight -= 1
+            self.server.metrics.requests.add(self.protocol, outcome)
+        self._tell(name, planned)
+        return planned
+
+    def answered(self) -> None:
+        """The answer to the last message is sent."""
+        self.server.metrics.seconds.add(time.monotonic() - self._received_at)
+
+    def _tell(self, name: str | int, planned: Planned) -> None:
+        if log.isEnabledFor(logging.INFO):
+            log.info(
+                "planned",
+                extra={
+                    "session": self.id,
+                    "request": name,
+                    "protocol": self.protocol,
+                    "observations": len(planned.chunks),
+                    "batch": planned.batch,
+                    "queue_ms": round(planned.queue_s * 1000, 2),
+                    "infer_ms": round(planned.infer_s * 1000, 2),
+                    "revision": planned.revision,
+                },
+            )
