@@ -19,6 +19,7 @@ BLOCK = 16  # pictures decoded at a time: a video is entered at a key frame anyw
 _CACHE_BYTES = 96 << 20
 _PAGE = 500  # rows of the list at most
 _QUALITY = 88
+_SMALL = 256  # pixels
 
 
 class Content:
@@ -40,7 +41,8 @@ class Content:
         self._by_episode: dict[int, list[Finding]] = {}
         self._blocks: OrderedDict[tuple[int, int, int], list[bytes]] = OrderedDict()
         self._bytes = 0
-        self._lock, self._decoding = threading.Lock(), threading.Lock()
+        self._lock = threading.Lock()
+        self._decoding: dict[int, threading.Lock] = {}
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         if check:
@@ -149,24 +151,29 @@ class Content:
 
     def picture(self, index: int, camera: int, step: int) -> bytes:
         """A JPEG. Raises `IndexError` where there is none such."""
+        return self.block(index, camera, step // BLOCK)[step % BLOCK]
+
+    def block(self, index: int, camera: int, number: int) -> list[bytes]:
+        """The JPEGs of `BLOCK` steps, from step `number * BLOCK` on. Raises `IndexError` where there are none such."""
         cameras = self.reader.embodiment.camera_names
-        if not (
-            0 <= index < len(self.reader) and 0 <= camera < len(cameras) and 0 <= step < self.lengths[index]
-        ):
-            raise IndexError(f"no picture {step} of camera {camera} in episode {index}")
-        key = index, camera, step // BLOCK
+        if not (0 <= index < len(self.reader) and 0 <= camera < len(cameras)):
+            raise IndexError(f"no camera {camera} in episode {index}")
+        if not 0 <= number * BLOCK < self.lengths[index]:
+            raise IndexError(f"episode {index} has {self.lengths[index]} steps")
+        key = index, camera, number
         with self._lock:
             block = self._blocks.get(key)
             if block is not None:
                 self._blocks.move_to_end(key)
-                return block[step % BLOCK]
-        with self._decoding:  # one at a time: requests come in bunches, for the same block
+                return block
+            decoding = self._decoding.setdefault(camera, threading.Lock())
+        with decoding:  # one at a time for each camera: requests come in bunches, for the same block
             with self._lock:
                 block = self._blocks.get(key)
             if block is None:
-                block = self._decoded(index, cameras[camera], step - step % BLOCK)
+                block = self._decoded(index, cameras[camera], number * BLOCK)
                 self._keep(key, block)
-        return block[step % BLOCK]
+        return block
 
     # ---- inside -------------------------------------------------------------------------------------------
     def successes(self) -> list[bool | None]:
@@ -227,7 +234,8 @@ def jpeg(picture: np.ndarray) -> bytes:
     from PIL import Image
 
     out = io.BytesIO()
-    Image.fromarray(picture).save(out, "JPEG", quality=_QUALITY, subsampling=0)
+    small = max(picture.shape[:2]) <= _SMALL  # every pixel's colour counts
+    Image.fromarray(picture).save(out, "JPEG", quality=_QUALITY, subsampling=0 if small else 2)
     return out.getvalue()
 
 

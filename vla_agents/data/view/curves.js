@@ -11,7 +11,9 @@ class Plot {
     const head = document.createElement("h3"); head.textContent = title;
     this.names = document.createElement("div"); this.names.className = "names";
     this.canvas = document.createElement("canvas");
-    box.append(head, this.names, this.canvas); parent.append(box);
+    this.here = document.createElement("i"); this.here.className = "here";  // moved, so that no curve is drawn anew
+    const area = document.createElement("div"); area.className = "area"; area.append(this.canvas, this.here);
+    box.append(head, this.names, area); parent.append(box);
     const go = event => {
       const at = this.canvas.getBoundingClientRect();
       const share = (event.clientX - at.left - this.left) / (at.width - this.left - this.right);
@@ -27,11 +29,13 @@ class Plot {
   // lines: [{name, values, dashed, colour}]; shaded: steps; marks: [{step, severity}]; level: a number with a dotted line.
   show(lines, length, { shaded = [], marks = [], level = null } = {}) {
     Object.assign(this, { lines, length, shaded, marks, level });
-    this.names.replaceChildren(...lines.filter(line => !line.dashed).map((line, k) => {
+    this.shownLines = lines.filter(line => !line.dashed);
+    this.values = this.shownLines.map(() => document.createElement("b"));
+    this.names.replaceChildren(...this.shownLines.map((line, k) => {
       const name = document.createElement("button"), swatch = document.createElement("i");
       line.colour = line.colour || COLOURS[k % COLOURS.length];
       swatch.style.background = line.colour;
-      name.append(swatch, line.name);
+      name.append(swatch, line.name, " ", this.values[k]);
       name.classList.toggle("off", this.hidden.has(line.name));
       name.onclick = () => {
         if (!this.hidden.delete(line.name)) this.hidden.add(line.name);
@@ -45,7 +49,12 @@ class Plot {
     this.draw();
   }
 
-  at(step) { this.step = step; this.draw(); }
+  at(step) {
+    this.step = step;
+    const inner = this.canvas.clientWidth - this.left - this.right;
+    this.here.style.transform = `translateX(${this.left + (this.length > 1 ? step / (this.length - 1) : 0.5) * inner}px)`;
+    if (this.values) this.values.forEach((place, k) => { const v = this.shownLines[k].values[step]; place.textContent = v === null || v === undefined ? "" : v.toPrecision(3); });
+  }
 
   draw() {
     const ratio = window.devicePixelRatio || 1, width = this.canvas.clientWidth, height = this.canvas.clientHeight;
@@ -71,7 +80,7 @@ class Plot {
       pen.fillStyle = { error: "#d33a2c", warning: "#e0a000" }[mark.severity] || "#888";
       pen.beginPath(); pen.moveTo(x(mark.step), top + 7); pen.lineTo(x(mark.step) - 4, top); pen.lineTo(x(mark.step) + 4, top); pen.fill();
     }
-    this.line(pen, [[x(this.step), top], [x(this.step), bottom]], "#d33a2c", []);
+    this.at(this.step);
   }
 
   grid(pen, x, y, low, high, top, bottom, width) {

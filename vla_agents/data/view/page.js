@@ -1,9 +1,9 @@
 "use strict";
 const $ = id => document.getElementById(id);
-const ROW = 44, PAGE = 100, AHEAD = 32, KEPT = 1500;
+const ROW = 44, PAGE = 100, BLOCK = 16, AHEAD = 3 * BLOCK, KEPT = 240e6;  // steps, and bytes of decoded pictures
 const exported = window.EXPORTED || null;
 let dataset, episode = null, step = 0, wanted = 0, playing = false, plots = {}, total = 0;
-const pages = new Map(), pictures = new Map();
+const pages = new Map();
 
 function make(tag, text = "", name = "") {
   const found = document.createElement(tag);
@@ -79,7 +79,9 @@ async function open(number, at = 0) {
   try { found = exported ? exported.episode : await get("data/episode/" + number); }
   catch (error) { problem(`episode ${number}: ${error.message}`); return; }
   if (turn !== opening) return;
-  episode = found; pictures.clear(); location.hash = number;
+  episode = found; forget(); history.replaceState(null, "", "#" + number);
+  episode.repeatedAt = new Set(episode.repeated);
+  episode.clock = clock(episode.time);
   $("title").replaceChildren(`Episode ${episode.episode}: ${episode.instruction || "(no instruction)"}`);
   $("task").replaceChildren(`${episode.length} steps, ${seconds(episode.time.at(-1))} · `, successOf(episode.success),
     episode.intervened.length ? ` · ${episode.intervened.length} steps by a human (shaded)` : "",
@@ -87,6 +89,11 @@ async function open(number, at = 0) {
   $("step").max = episode.length - 1;
   showFindings(); showCurves(); seek(at);
   if (!exported) showRows();
+}
+// When each step is due, seconds: the recorded times, or the nominal ones where those do not run forward.
+function clock(times) {
+  const good = times.every((t, k) => t !== null && (!k || t > times[k - 1]));
+  return good ? times : times.map((_, k) => k / dataset.fps);
 }
 const seconds = value => value === null || value === undefined ? "" : value.toFixed(2) + " s";
 
@@ -119,57 +126,104 @@ function showCurves() {
 }
 
 // ---- pictures: all cameras show the same step, or none is changed ------------------------------------------
+// A block of pictures comes in one answer; a picture is decoded when it is about to be shown, beside the page's own thread.
+const blocks = new Map(), pictures = new Map();
+let bytes = 0;
+function forget() {
+  blocks.clear();
+  for (const entry of pictures.values()) entry.then(bitmap => bitmap && bitmap.close());
+  pictures.clear(); bytes = 0;
+}
+async function load(name) {
+  const answer = await fetch(`pictures/${name}`);
+  if (!answer.ok) throw new Error(await answer.text());
+  const content = await answer.arrayBuffer(), head = new DataView(content), found = [];
+  for (let at = 0; at < content.byteLength;) {  // length, JPEG, length, JPEG, ...
+    const size = head.getUint32(at); found.push(new Blob([new Uint8Array(content, at + 4, size)], { type: "image/jpeg" })); at += 4 + size;
+  }
+  return found;
+}
+function block(camera, at) {
+  const name = `${episode.episode}/${camera}/${Math.floor(at / BLOCK)}`;
+  if (!blocks.has(name)) blocks.set(name, load(name).catch(error => { problem(error.message); return []; }));
+  return blocks.get(name);
+}
+function alone(camera, at) {  // an exported page has no server, and a file cannot fetch another
+  const image = new Image();
+  image.src = `picture/${episode.episode}/${camera}/${at}.jpg`;
+  return image.decode().then(() => image, () => null);
+}
 function picture(camera, at) {
-  const key = `${episode.episode}/${camera}/${at}`;
+  const key = `${camera}/${at}`;
   let found = pictures.get(key);
   if (!found) {
-    found = new Image();
-    found.ready = new Promise(done => { found.onload = () => done(true); found.onerror = () => done(false); });
-    found.src = `picture/${key}.jpg`;
+    found = exported ? alone(camera, at) : block(camera, at).then(blobs => blobs[at % BLOCK] ? createImageBitmap(blobs[at % BLOCK]) : null).catch(() => null);
     pictures.set(key, found);
-    if (pictures.size > KEPT) pictures.delete(pictures.keys().next().value);
+    bytes += 4 * dataset.cameras[camera].width * dataset.cameras[camera].height;
+    while (bytes > KEPT && pictures.size > 4 * dataset.cameras.length) {
+      const [old, gone] = pictures.entries().next().value, shape = dataset.cameras[old.split("/")[0]];
+      pictures.delete(old); bytes -= 4 * shape.width * shape.height;
+      gone.then(bitmap => bitmap && bitmap.close && bitmap.close());
+    }
   }
   return found;
 }
 function ahead(from) {
-  for (let at = from; at < Math.min(from + AHEAD, episode.length); at++) dataset.cameras.forEach((_, c) => picture(c, at));
+  if (exported) { for (let at = from; at < Math.min(from + BLOCK, episode.length); at++) dataset.cameras.forEach((_, c) => picture(c, at)); return; }
+  for (let at = from; at < Math.min(from + AHEAD, episode.length); at += BLOCK) dataset.cameras.forEach((_, c) => block(c, at));
 }
 async function seek(to) {
   wanted = Math.max(0, Math.min(episode.length - 1, to));
-  const mine = wanted, owner = episode, shown = dataset.cameras.map((_, c) => picture(c, mine));
-  const good = await Promise.all(shown.map(image => image.ready));
-  if (owner !== episode || mine !== wanted) return;
-  step = mine;
+  const mine = wanted, owner = episode, shown = await Promise.all(dataset.cameras.map((_, c) => picture(c, mine)));
+  if (owner !== episode || mine !== wanted) return false;
+  show(mine, shown);
+  ahead(mine + 1);
+  return true;
+}
+function show(at, shown) {
+  step = at;
   $("step").value = step;
   $("where").textContent = `step ${step} of ${episode.length - 1} · ${seconds(episode.time[step])}`;
   shown.forEach((image, c) => {
     const canvas = $("camera" + c), pen = canvas.getContext("2d");
-    pen.clearRect(0, 0, canvas.width, canvas.height);
-    if (good[c]) pen.drawImage(image, 0, 0);
-    const again = episode.repeated.includes(step) ? " · repeated" : "";
-    canvas.nextElementSibling.textContent = dataset.cameras[c].name + (good[c] ? again : " · cannot be read");
+    if (image) pen.drawImage(image, 0, 0); else pen.clearRect(0, 0, canvas.width, canvas.height);
+    const again = episode.repeatedAt.has(step) ? " · repeated" : "";
+    canvas.nextElementSibling.textContent = dataset.cameras[c].name + (image ? again : " · cannot be read");
   });
   const task = (episode.tasks || []).filter(t => t.step <= step).at(-1);
   if (task) $("title").textContent = `Episode ${episode.episode}: ${task.text}`;
   Object.values(plots).forEach(plot => plot.at(step));
   document.body.dataset.step = step; document.body.dataset.episode = episode.episode;
-  ahead(step + 1);
 }
 
-// ---- playing: by the recorded times; waits where pictures are not there yet ---------------------------------
-function stop() { playing = false; $("play").textContent = "▶ play"; }
+// ---- playing: a clock that runs at the recorded times leads. A machine that is too slow for all pictures shows fewer, as
+// video players do; where none comes at all the clock waits. ------------------------------------------------------------
+let turn = 0;
+function stop() { playing = false; turn++; $("play").textContent = "▶ play"; }
+const frame = () => new Promise(done => exported || !document.hidden ? requestAnimationFrame(done) : setTimeout(done, 30));
 async function play() {
   if (playing) { stop(); return; }
+  if (episode.length < 2) return;
+  const mine = ++turn, times = episode.clock;
   playing = true; $("play").textContent = "❚❚ stop";
-  if (step >= episode.length - 1) await seek(0);
-  while (playing) {
-    if (step >= episode.length - 1) { stop(); break; }
-    const since = performance.now(), before = step;
-    await seek(before + 1);
-    if (step !== before + 1) continue;  // somebody went elsewhere
-    const rest = 1000 / dataset.fps / Number($("speed").value) - (performance.now() - since);
-    await new Promise(done => setTimeout(done, Math.max(rest, 0)));
+  if (step >= episode.length - 1 && !await seek(0)) return;
+  let now = performance.now(), at = times[step];
+  while (playing && mine === turn && step < episode.length - 1) {
+    await frame();
+    const later = performance.now(), speed = Number($("speed").value);
+    at += Math.min(later - now, 3000) / 1000 * speed; now = later;  // a page that slept goes on where it was
+    let next = step;
+    while (next < episode.length - 1 && times[next + 1] <= at) next++;
+    if (next === step || mine !== turn) continue;
+    wanted = next;
+    const asked = performance.now();
+    const shown = await Promise.all(dataset.cameras.map((_, c) => picture(c, next)));
+    if (mine !== turn || wanted !== next) return;
+    show(next, shown);
+    ahead(next + 1);
+    if (performance.now() - asked > 1000) { now = performance.now(); at = times[next]; }  // nothing to show: the clock waits
   }
+  if (mine === turn) stop();
 }
 
 // ---- the rest -------------------------------------------------------------------------------------------
@@ -205,7 +259,7 @@ async function begin() {
   dataset.cameras.forEach((camera, c) => {
     const figure = make("figure"), canvas = make("canvas");
     canvas.id = "camera" + c; canvas.width = camera.width; canvas.height = camera.height;
-    canvas.style.height = Math.max(Math.min(camera.height, 320), 200) + "px";
+    figure.style.flexGrow = camera.width / camera.height; canvas.style.aspectRatio = `${camera.width} / ${camera.height}`;
     figure.append(canvas, make("figcaption", camera.name)); $("cameras").append(figure);
   });
   $("step").oninput = () => { stop(); seek(Number($("step").value)); };

@@ -109,6 +109,10 @@ class _Handler(BaseHTTPRequestHandler):
             case ["picture", episode, camera, step] if step.endswith(".jpg"):
                 found = content.picture(_number(episode), _number(camera), _number(step.removesuffix(".jpg")))
                 self._send(found, "image/jpeg", "private, max-age=3600")
+            case ["pictures", episode, camera, block]:
+                pieces_of = content.block(_number(episode), _number(camera), _number(block))
+                body = b"".join(len(one).to_bytes(4, "big") + one for one in pieces_of)
+                self._send(body, "application/octet-stream", "private, max-age=3600")
             case _:
                 raise IndexError("nothing there")
 
