@@ -131,7 +131,9 @@ class LeRobot:
     """LeRobot's streaming encoder; runs in LeRobot's own Python."""
 
     def __init__(self, folder: Path, args: argparse.Namespace) -> None:
-        from lerobot.configs import RGBEncoderConfig
+        from lerobot_side import without_cuda
+
+        without_cuda()
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
         names = [f"j{k}" for k in range(7)]
@@ -145,14 +147,27 @@ class LeRobot:
         }
         for name in ("observation.state", "action"):
             features[name] = {"dtype": "float32", "shape": (7,), "names": names}
-        self._data = LeRobotDataset.create(
+        self._data: Any = LeRobotDataset.create(
             "bench/bench",
             fps=int(args.hz),
             root=folder / "l",
             features=features,
-            rgb_encoder=RGBEncoderConfig(vcodec="h264", preset="superfast"),
             streaming_encoding=True,
+            **self._superfast(),
         )
+
+    @staticmethod
+    def _superfast() -> dict[str, Any]:
+        """h264 with the preset superfast, which 0.4 leaves to x264 (medium) and has no option for."""
+        try:
+            from lerobot.configs import RGBEncoderConfig
+        except ImportError:
+            from lerobot.datasets import video_utils
+
+            plain = video_utils._get_codec_options
+            video_utils._get_codec_options = lambda *given: plain(*given) | {"preset": "superfast"}
+            return {"vcodec": "h264"}
+        return {"rgb_encoder": RGBEncoderConfig(vcodec="h264", preset="superfast")}
 
     def add(self, images: dict[str, np.ndarray], vector: np.ndarray) -> None:
         frame: dict[str, Any] = {f"observation.images.{name}": image for name, image in images.items()}
@@ -163,7 +178,10 @@ class LeRobot:
 
     @property
     def dropped(self) -> int:
-        encoder = getattr(getattr(self._data, "writer", None), "_streaming_encoder", None)
+        owner = (
+            self._data if hasattr(self._data, "_streaming_encoder") else getattr(self._data, "writer", None)
+        )
+        encoder = getattr(owner, "_streaming_encoder", None)
         return sum((getattr(encoder, "_dropped_frames", None) or {}).values())
 
     def close(self) -> None:
