@@ -16,6 +16,7 @@ from typing import Any
 import foreign_sets as foreign
 import h5py
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from data_examples import ARM, SHARED, check_as_lerobot, record
@@ -126,6 +127,45 @@ def test_there_and_back(name: str, kind: str, tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         {"set" + TARGETS[again][1], there.name, back.name}
     )
+
+
+def test_text_for_each_step(tmp_path: Path) -> None:
+    """A column of text comes back from every format, as text."""
+    path = foreign_lerobot(tmp_path / "set", images="image")
+    file = path / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    notes = ["", "grün", "取る"] * table.num_rows
+    pq.write_table(table.append_column("note", pa.array(notes[: table.num_rows])), file)
+    info = json.loads((path / "meta/info.json").read_text())
+    info["features"]["note"] = {"dtype": "string", "shape": [1], "names": None}
+    (path / "meta/info.json").write_text(json.dumps(info))
+    source = open_dataset(path)
+    assert source.columns()["note"].tolist() == notes[: table.num_rows]
+    assert source.read(0).extras["note"][:3].tolist() == ["", "grün", "取る"]
+    for kind in TARGETS:
+        there, back = place(tmp_path, f"there-{kind}", kind), tmp_path / f"back-{kind}"
+        convert(source, there, kind, LOSSLESS)
+        assert_alike(open_dataset(there), source)
+        convert(open_dataset(there), back, "lerobot-v3.0", LOSSLESS)
+        assert_alike(open_dataset(back), source)
+        made = json.loads((back / "meta/info.json").read_text())
+        assert made["features"]["note"] == info["features"]["note"]
+
+
+def test_cameras_with_names_of_all_kinds(tmp_path: Path) -> None:
+    """LeRobot refuses "/" alone."""
+    cameras = tuple(Camera(name, 32, 32) for name in ("Cam 1", "käfer", "left.wrist-2"))
+    body = dataclasses.replace(ARM, cameras=cameras)
+    with create_dataset(tmp_path / "set", body, "lerobot", durable=False) as writer:
+        record(writer, 0, body)
+    source = open_dataset(tmp_path / "set")
+    assert source.embodiment.camera_names == ("Cam 1", "käfer", "left.wrist-2")
+    convert(source, tmp_path / "hdf5", "hdf5")
+    convert(open_dataset(tmp_path / "hdf5"), tmp_path / "back", "lerobot", LOSSLESS)
+    assert_alike(open_dataset(tmp_path / "back"), source)
+    for name in ("a/b", "..", ".hidden", "a\\b", "a\nb", "a\0b"):
+        with pytest.raises(ConfigError, match="cannot be part of a file name"):
+            create_dataset(tmp_path / "bad", dataclasses.replace(ARM, cameras=(Camera(name, 32, 32),)))
 
 
 # ---- LeRobot to LeRobot ------------------------------------------------------------------------------------
@@ -572,9 +612,9 @@ def test_progress_is_shown_on_a_terminal(tmp_path: Path) -> None:
 
 def test_camera_names_of_lerobot_and_code(tmp_path: Path) -> None:
     """Names that LeRobot cannot hold are refused before anything is written."""
-    odd = dataclasses.replace(ARM, cameras=(Camera("a b", 64, 64),))
+    odd = dataclasses.replace(ARM, cameras=(Camera(".a b", 64, 64),))
     with create_dataset(tmp_path / "set", odd, "hdf5", durable=False) as writer:
         record(writer, 0, odd)
-    with pytest.raises(ConfigError, match="'a b' cannot be part of a file name"):
+    with pytest.raises(ConfigError, match="'.a b' cannot be part of a file name"):
         convert(open_dataset(tmp_path / "set"), tmp_path / "out", "lerobot")
     assert code(3).shape == (64, 64, 3)

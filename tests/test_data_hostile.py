@@ -21,6 +21,7 @@ from data_examples import ARM, record
 from test_data_lerobot import change, cut, set_column
 from test_data_lerobot import foreign as foreign_lerobot
 
+from vla_agents.cli import main
 from vla_agents.data import create_dataset, open_dataset
 from vla_agents.data.convert.convert import convert
 from vla_agents.data.guards import fill_template
@@ -165,11 +166,42 @@ def test_v2_with_one_bad_episode(name: str, v21: Path) -> None:
         reader.read(1)
     assert caught.value.path.is_relative_to(v21)
     assert len(reader.read(0)) == 3 and len(reader.read(2)) == 5
-    if name != "video cut":  # its first picture may be there
-        kept = open_dataset(v21, skip_bad=True)
-        assert len(kept) == 2 and list(kept.skipped) == ["episode 1"]
+    kept = open_dataset(v21, skip_bad=True)
+    assert len(kept) == 2 and list(kept.skipped) == ["episode 1"]
     report = convert(reader, v21.parent / "out.hdf5", "groups", skip_bad=True)
     assert report.episodes == 2 and list(report.skipped) == ["episode 1"]
+
+
+LISTED: dict[str, tuple[Damage, int]] = {
+    "length 0": (rewrite(EPISODES, lambda rows: rows[1].update(length=0)), 1),
+    "missing": (rewrite(EPISODES, lambda rows: rows.pop(1)), 1),
+    "line cut": (lambda p: (p / EPISODES).write_text((p / EPISODES).read_text()[:-20]), 2),
+}
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_v2_with_an_episode_that_is_listed_wrongly(
+    name: str, v21: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    damage, bad = LISTED[name]
+    damage(v21)
+    with pytest.raises(DatasetError, match=r"episodes\.jsonl"):
+        open_dataset(v21)
+    kept = open_dataset(v21, skip_bad=True)
+    assert list(kept.skipped) == [f"episode {bad}"] and len(kept.read(0)) == 3
+    out = v21.parent / "out"
+    assert main(["data", "convert", str(v21), str(out), "--to", "hdf5", "--skip-bad"]) == 1
+    assert f"left out: episode {bad}: " in capsys.readouterr().out
+    assert open_dataset(out).lengths().tolist() == kept.lengths().tolist()
+
+
+def test_v3_with_an_episode_of_length_0(tmp_path: Path) -> None:
+    path = foreign_lerobot(tmp_path / "set")
+    set_column(path / "meta/episodes/chunk-000/file-000.parquet", "length", pa.array([7, 0]))
+    with pytest.raises(DatasetError, match="episode 1 has length 0"):
+        open_dataset(path)
+    kept = open_dataset(path, skip_bad=True)
+    assert list(kept.skipped) == ["episode 1"] and np.array_equal(kept.read(0).action[:, 0], np.arange(7))
 
 
 @pytest.mark.parametrize("name", TEMPLATES)

@@ -17,7 +17,7 @@ from vla_agents.data.convert.convert import Report, by_task, convert, fractions,
 from vla_agents.data.convert.targets import ALIASES, LOSSLESS, TARGETS, TargetOptions, format_of
 from vla_agents.data.describe import describe
 from vla_agents.data.episode import EpisodeReader
-from vla_agents.data.open import open_dataset
+from vla_agents.data.open import open_dataset, open_with_bad
 from vla_agents.data.statistics import DEFAULT, ColumnStats, save_statistics, statistics
 from vla_agents.data.subset import SubsetReader
 from vla_agents.embodiment import Embodiment
@@ -47,12 +47,14 @@ class Reading:
     """Leave out episodes that cannot be read, and name them."""
 
     def open(self, path: Path, *, checked: bool = False) -> EpisodeReader:
-        """The dataset; with `checked`, `skip_bad` looks at every episode first."""
+        """The dataset; with `skip_bad` without bad episodes if `checked`, else with all, under their own numbers."""
         options: dict[str, Any] = {"instruction": self.instruction, "fps": self.rate, "colour": self.colour}
         options |= {"mask": self.mask, "state_keys": self.state_keys or None}
         body = None if self.embodiment is None else Embodiment.load(self.embodiment)
         given = {name: value for name, value in options.items() if value is not None}
-        return open_dataset(path, embodiment=body, skip_bad=self.skip_bad and checked, **given)
+        if self.skip_bad and not checked:
+            return open_with_bad(path, embodiment=body, **given)
+        return open_dataset(path, embodiment=body, skip_bad=self.skip_bad, **given)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,6 +73,6 @@ def _extras(reader: EpisodeReader) -> dict[str, str]:
     if not len(reader):
         return {}
     return {
-        name: f"{values.dtype} {list(values.shape[1:]) or [1]}"
+        name: "text" if values.dtype.kind == "U" else f"{values.dtype} {list(values.shape[1:]) or [1]}"
         for name, values in reader.read(0, images=False).extras.items()
     }

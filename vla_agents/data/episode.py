@@ -91,8 +91,8 @@ class Episode:
         repeated: bool (T,): a camera's picture is that of an earlier step.
         metadata: JSON-able facts (seed, renderer, package versions, ...).
         tasks: The instruction of each step, where it changes inside the episode, else None.
-        extras: What else a dataset holds for each step: name -> numbers (T, ...); `"capture_time.front"` is when the
-            camera `front` took its pictures.
+        extras: What else a dataset holds for each step: name -> numbers (T, ...) or text (T,); `"capture_time.front"` is
+            when the camera `front` took its pictures.
     """
 
     embodiment: Embodiment

@@ -51,8 +51,11 @@ def read_json(root: Path, file: Path) -> Any:
         raise DatasetError(file, f"cannot be read as JSON ({error})", COPY) from error
 
 
-def read_json_lines(root: Path, file: Path) -> Iterator[dict[str, Any]]:
-    """The objects of a .jsonl file of the dataset at `root`, one per line; empty lines are left out."""
+def read_json_lines(root: Path, file: Path, *, skip_bad: bool = False) -> Iterator[dict[str, Any]]:
+    """The objects of a .jsonl file of the dataset at `root`, one per line; empty lines are left out.
+
+    With `skip_bad`, so are lines that cannot be read.
+    """
     number = 0
     try:
         require_inside(root, file)
@@ -61,7 +64,12 @@ def read_json_lines(root: Path, file: Path) -> Iterator[dict[str, Any]]:
                 number += 1
                 if not line.strip():
                     continue
-                entry = json.loads(line)
+                try:
+                    entry = json.loads(line)
+                except (ValueError, RecursionError):
+                    if skip_bad:
+                        continue
+                    raise
                 if not isinstance(entry, dict):
                     raise DatasetError(file, f"line {number} is not a JSON object", COPY)
                 yield entry

@@ -52,7 +52,7 @@ def open_dataset(
         path: The dataset's folder, or a single HDF5 file.
         embodiment: What the numbers and pixels mean, where the dataset does not say so or is wrong.
         skip_bad: Leave out episodes that cannot be read (`reader.skipped` names them) instead of raising when they are
-            read. Looks at every episode's numbers and first picture.
+            read. Looks at every episode's numbers, and at its first and last pictures.
         options: For files that lack them: `instruction=` (text), `fps=`; for ALOHA `colour="rgb"|"bgr"`; for robomimic and
             LIBERO `mask=` (a filter key) and `state_keys=` (observations that make up the state).
 
@@ -64,7 +64,22 @@ def open_dataset(
         DatasetError: It is damaged or contradicts itself.
         ConfigError: An option that this format does not have, or an embodiment that does not fit.
     """
-    path = Path(path)
+    reader = _opened(Path(path), embodiment, skip_bad, options)
+    if skip_bad:
+        from vla_agents.data.subset import readable
+
+        return readable(reader)
+    return reader
+
+
+def open_with_bad(path: str | Path, *, embodiment: Embodiment | None = None, **options: Any) -> EpisodeReader:
+    """As `open_dataset(..., skip_bad=True)`, but bad episodes keep their numbers; reading one is a `DatasetError`."""
+    return _opened(Path(path), embodiment, True, options)
+
+
+def _opened(
+    path: Path, embodiment: Embodiment | None, skip_bad: bool, options: dict[str, Any]
+) -> EpisodeReader:
     kind = _reader_of(path, skip_bad)
     for name in options:
         if name not in _OPTIONS[kind]:
@@ -72,14 +87,10 @@ def open_dataset(
             raise ConfigError(
                 f"{path}: option {name!r} is not for {kind.split(':')[1]}", f"its options: {known}"
             )
-    if skip_bad and "instruction" in _OPTIONS[kind]:
-        options["skip_bad"] = True
+    if skip_bad and kind != "hdf5.reader:Hdf5Reader":
+        options = options | {"skip_bad": True}
     reader = _load(kind)(path, embodiment=embodiment, **options)
     log.info("%s: %s; %s", path, reader.format, "; ".join(reader.notes) or "nothing assumed")
-    if skip_bad:
-        from vla_agents.data.subset import readable
-
-        return readable(reader)
     return reader
 
 

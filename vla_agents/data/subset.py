@@ -76,14 +76,14 @@ class SubsetReader(BaseReader):
 
 
 def readable(source: EpisodeReader) -> SubsetReader:
-    """The episodes whose numbers can be read, and what is wrong with the others. Pictures are not decoded."""
+    """The episodes whose numbers, first and last pictures can be read, and what is wrong with the others."""
     skipped: dict[str, DatasetError] = dict(getattr(source, "skipped", {}))
     good = []
     for k in range(len(source)):
         try:
-            source.read(k, images=False)
+            last = len(source.read(k, images=False)) - 1
             for camera in source.embodiment.camera_names:
-                source.frames(k, camera, np.array([0]))
+                source.frames(k, camera, np.array([0, last]))
             good.append(k)
         except DatasetError as error:
             skipped[f"episode {k}"] = error

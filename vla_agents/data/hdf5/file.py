@@ -115,6 +115,13 @@ class Hdf5File:
         with self._damage(f"{name!r}"):
             return dataset[where]
 
+    def text_or_numbers(self, name: str) -> np.ndarray:
+        """The content of a dataset; text, however it is stored, as str."""
+        if self._h5py.check_string_dtype(self.dtype(name)) is None:
+            return self.values(name)
+        found = np.asarray(self.values(name), object)
+        return np.array([as_text(value) for value in found.reshape(-1)], str).reshape(found.shape)
+
     def text(self, name: str) -> str:
         """A scalar dataset (or an array of one) of text."""
         if math.prod(self.dataset(name).shape) != 1:

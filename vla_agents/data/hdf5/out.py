@@ -67,6 +67,8 @@ def write_beside(group: h5py.Group, episode: Episode, extras: Iterable[str]) -> 
         episode: The episode; pictures are not looked at.
         extras: Which of its extras.
     """
+    import h5py
+
     for name in FLAGS:
         group[name] = getattr(episode, name)
     group["time"] = episode.time
@@ -80,7 +82,12 @@ def write_beside(group: h5py.Group, episode: Episode, extras: Iterable[str]) -> 
         group["tasks"] = np.array([names.index(task) for task in episode.tasks], np.int32)
         group["task_names"] = json.dumps(names)
     for name in extras:
-        group.require_group("extras").create_dataset(name.replace("/", "%2F"), data=episode.extras[name])
+        values = episode.extras[name]
+        group.require_group("extras").create_dataset(
+            name.replace("/", "%2F"),
+            data=values.astype(object) if values.dtype.kind == "U" else values,
+            dtype=h5py.string_dtype() if values.dtype.kind == "U" else None,
+        )
 
 
 def write_ours(group: h5py.Group, episode: Episode, number: int, extras: Iterable[str]) -> None:

@@ -161,8 +161,8 @@ def read_beside(file: Hdf5File, group: str, length: int, action_dim: int) -> dic
         found["tasks"] = tuple(str(names[k]) for k in numbers.tolist())
     found["extras"] = {}
     for name in file.names(f"{group}extras"):
-        values = file.values(f"{group}extras/{name}")
-        if values.shape[:1] != (length,) or values.dtype.kind not in "biuf":
+        values = file.text_or_numbers(f"{group}extras/{name}")
+        if values.shape[:1] != (length,) or values.dtype.kind not in "biufU":
             raise DatasetError(file.path, f"{group}extras/{name} is {values.dtype} {values.shape}", DAMAGED)
         found["extras"][name.replace("%2F", "/")] = values
     return found

@@ -12,7 +12,9 @@ import pyarrow.parquet as pq
 
 
 def to_arrow(values: np.ndarray) -> pa.Array:
-    """(T,) as plain numbers, (T, D) as lists of fixed length, (T, ...) as nested lists; a single number is no list."""
+    """(T,) as plain numbers or text, (T, D) as lists of fixed length, (T, ...) as nested lists; a single one is no list."""
+    if values.dtype.kind == "U":
+        return pa.array(values.reshape(-1).tolist(), pa.string())
     if values.ndim == 1 or (values.ndim == 2 and values.shape[1] == 1):
         return pa.array(values.reshape(-1))
     if values.ndim == 2:

@@ -52,6 +52,10 @@ class Columns:
     def rows(self, episode: int) -> Rows:
         """Feature -> (T,) where its shape is (1,), else (T, *shape); views that must not be written to."""
         file, length = self._index.data_file(episode), int(self._index.lengths[episode])
+        if length < 1:
+            raise DatasetError(
+                self._index.where, f"episode {episode} has length 0, or is missing", "leave that episode out"
+            )
         first = int(self._index.first_rows[episode])
         start, part = self._part(file, first, first + length, self._most_rows(episode))
         at = slice(first - start, first - start + length)

@@ -10,7 +10,7 @@ from vla_agents.data.lerobot.layout import (
     COMMANDED,
     EXECUTED,
     IMAGES,
-    SAFE_NAME,
+    ONE_PIECE,
     SCALARS,
     STATE,
 )
@@ -24,10 +24,10 @@ def make_features(
     """The `features` of info.json; `video_info` is camera name -> LeRobot's `info` entry."""
     features: dict[str, dict[str, Any]] = {}
     for camera in embodiment.cameras:
-        if not SAFE_NAME.fullmatch(camera.name):
+        if not ONE_PIECE.fullmatch(camera.name):
             raise ConfigError(
                 f"camera {camera.name!r} cannot be part of a file name",
-                "use letters, digits, '_', '-' and '.'",
+                "no '/' and no control characters, and no '.' at the beginning",
             )
         features[IMAGES + camera.name] = {
             "dtype": "video",

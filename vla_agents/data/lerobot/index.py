@@ -51,6 +51,11 @@ class Index:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    @property
+    def where(self) -> Path:
+        """Where the episodes are listed."""
+        return self.info.path / ("meta/episodes" if self.info.version == lerobot.VERSION else EPISODES_V2)
+
     def rows_in_file_of(self, episode: int) -> int:
         """Steps of all episodes that share the data file of this one."""
         return self.rows_of_file[self._keys[episode]]
@@ -74,12 +79,18 @@ class Index:
         return {name: int(self.columns[f"{what}/{name}"][episode]) for name in ("chunk_index", "file_index")}
 
 
-def read_index(info: Info) -> Index:
-    """The episodes that meta/info.json counts, checked against it."""
-    index = _read_v3(info) if info.version == lerobot.VERSION else _read_v2(info)
+def read_index(info: Info, *, skip_bad: bool = False) -> Index:
+    """The episodes that meta/info.json counts, checked against it.
+
+    With `skip_bad`, episodes of length 0, totals that are off, and lines of episodes.jsonl that cannot be read are let
+    pass: such an episode has length 0 here, and reading it is an error.
+    """
+    index = _read_v3(info) if info.version == lerobot.VERSION else _read_v2(info, skip_bad)
+    if skip_bad:
+        return index
     if (index.lengths < 1).any():
         raise DatasetError(
-            _where(info),
+            index.where,
             f"episode {int(np.argmax(index.lengths < 1))} has length 0",
             "leave that episode out",
         )
@@ -90,10 +101,6 @@ def read_index(info: Info) -> Index:
             "files of two datasets were mixed: copy the dataset again",
         )
     return index
-
-
-def _where(info: Info) -> Path:
-    return info.path / ("meta/episodes" if info.version == lerobot.VERSION else EPISODES_V2)
 
 
 # ---- v3.0 -------------------------------------------------------------------------------------------------
@@ -182,11 +189,11 @@ def _check_rows(info: Info, folder: Path, table: pa.Table) -> None:
 
 
 # ---- v2.0 and v2.1 ----------------------------------------------------------------------------------------
-def _read_v2(info: Info) -> Index:
+def _read_v2(info: Info, skip_bad: bool) -> Index:
     file = info.path / EPISODES_V2
     found: dict[int, dict[str, Any]] = {}
     extra: set[str] = set()
-    for entry in read_json_lines(info.path, file):
+    for entry in read_json_lines(info.path, file, skip_bad=skip_bad):
         index, length, tasks = (entry.get(name) for name in ("episode_index", "length", "tasks"))
         tasks = [tasks] if isinstance(tasks, str) else tasks
         if type(index) is not int or type(length) is not int or not 0 <= length < 1 << 40:
@@ -202,7 +209,9 @@ def _read_v2(info: Info) -> Index:
         found[index] = entry | {"tasks": tasks}
         extra |= {name for name in entry if name.startswith("vla_agents/")}
     missing = [k for k in range(info.total_episodes) if k not in found]
-    if missing:
+    if skip_bad:
+        found |= {k: {"length": 0, "tasks": [""]} for k in missing}
+    elif missing:
         raise DatasetError(
             file,
             f"episode {missing[0]} is missing, but {lerobot.INFO} says total_episodes = {info.total_episodes}",

@@ -17,7 +17,7 @@ from vla_agents.data.lerobot.layout import (
     DEFAULT_SCALARS,
     IMAGES,
     INFO,
-    SAFE_NAME,
+    ONE_PIECE,
     SCALARS,
     STATE,
     VERSION,
@@ -220,7 +220,7 @@ class Info:
                 file, f"feature {key!r} has shape {feature['shape']}: no row is that large", COPY
             )
         if feature["dtype"] in _PICTURES:
-            if not SAFE_NAME.fullmatch(key):
+            if not ONE_PIECE.fullmatch(key):
                 raise DatasetError(
                     file, f"feature name {key!r} cannot be part of a path", "rename the camera"
                 )

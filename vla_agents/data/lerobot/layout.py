@@ -65,7 +65,8 @@ SCALARS = OUR_SCALARS | DEFAULT_SCALARS
 
 
 UNREADABLE = (pa.ArrowException, OSError, UnicodeError)  # what pyarrow raises of a damaged file
-SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
+# Of cameras: whatever is one piece of a path, and neither hidden nor a way up. LeRobot refuses "/" alone.
+ONE_PIECE = re.compile(r"(?!\.)[^/\\\x00-\x1f\x7f]+")
 
 
 def file_of(episode: int) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from vla_agents.data.base import BaseReader, fitted, require_finite
 from vla_agents.data.episode import Episode
@@ -20,6 +21,7 @@ from vla_agents.data.lerobot.images import pictures
 from vla_agents.data.lerobot.index import read_index
 from vla_agents.data.lerobot.info import Info
 from vla_agents.data.lerobot.layout import ACTION, COMMANDED, EXECUTED, SCALARS, STATE
+from vla_agents.data.lerobot.tables import episode_table
 from vla_agents.data.video.frames import VideoFiles
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import DatasetError
@@ -36,9 +38,12 @@ class LeRobotReader(BaseReader):
     Args:
         path: The folder that holds meta/ and data/.
         embodiment: What the numbers and pixels mean, where the dataset does not say so or is wrong.
+        skip_bad: Open it although some episodes are listed wrongly; reading those is an error.
     """
 
-    def __init__(self, path: str | Path, *, embodiment: Embodiment | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, embodiment: Embodiment | None = None, skip_bad: bool = False
+    ) -> None:
         self.path = Path(path)
         self.info = Info.load(self.path)
         stored = load_embodiment(self.info)
@@ -51,10 +56,10 @@ class LeRobotReader(BaseReader):
         self.fps = float(self.info.fps)
         self.notes = [] if embodiment is not None else list(stored.notes)
         self._tasks = self._read_tasks() if self.info.total_episodes else []
-        self.index = read_index(self.info)
+        self.index = read_index(self.info, skip_bad=skip_bad)
         self._columns = Columns(self.index, self._names)
         self._wide = Columns(self.index, [*self._wide_names, "episode_index"], cached=False)
-        shown = {*self._names, *self._wide_names, *self.cameras.values()}
+        shown = {*self._names, *self._wide_names, *self._text_names, *self.cameras.values()}
         left_out = [key for key in self.info.features if key not in shown]
         if left_out:
             self.notes.append(f"columns that no episode shows: {', '.join(left_out)}")
@@ -89,17 +94,21 @@ class LeRobotReader(BaseReader):
         return found if isinstance(found, dict) else {}
 
     def columns(self, names: Sequence[str] | None = None) -> dict[str, np.ndarray]:
-        """Numbers of the whole dataset, in the order of the episodes: feature -> (N,) or (N, D); all by default.
+        """Numbers and text of the whole dataset, in the order of the episodes: feature -> (N,) or (N, D); all by default.
 
         State and action are there as `observation.state` and `action`, whatever the dataset calls them.
         """
         roles = {STATE: self.info.state_keys, ACTION: self.info.action_keys}
         renamed = {name: keys for name, keys in roles.items() if keys and keys != (name,)}
         wanted = list(self._names if names is None else names)
-        read = [key for name in wanted for key in renamed.get(name, (name,))]
+        texts = self._text_names if names is None else [n for n in wanted if n in self._text_names]
+        read = [key for name in wanted if name not in texts for key in renamed.get(name, (name,))]
         if names is None:
-            wanted += renamed
+            wanted += [*renamed, *texts]
         found = self._columns.all(list(dict.fromkeys(read)))
+        if texts:
+            parts = [self._texts(k) for k in range(len(self))]
+            found |= {name: np.concatenate([np.zeros(0, str), *(p[name] for p in parts)]) for name in texts}
         for name, keys in renamed.items():
             if name in wanted:
                 found[name] = np.concatenate([found[key] for key in keys], axis=1)
@@ -184,7 +193,9 @@ class LeRobotReader(BaseReader):
             repeated=_or(scalar[lerobot.REPEATED], no.copy()),
             metadata=self.metadata(index),
             tasks=None if len(set(tasks)) == 1 else tasks,
-            extras={name: rows[name].copy() for name in self.extras} | (self.wide(index) if images else {}),
+            extras={name: rows[name].copy() for name in self.extras}
+            | self._texts(index)
+            | (self.wide(index) if images else {}),
         )
 
     # ---- inside -------------------------------------------------------------------------------------------
@@ -226,6 +237,30 @@ class LeRobotReader(BaseReader):
             key: self.info.size(key) for key in self.info.features if self.info.numeric_dtype(key) is not None
         }
         return [key for key, size in sizes.items() if size > _WIDE and key not in self._vectors]
+
+    @cached_property
+    def _text_names(self) -> list[str]:
+        """Columns with a text per step."""
+        return [
+            key
+            for key, f in self.info.features.items()
+            if f["dtype"] == "string" and self.info.size(key) == 1
+        ]
+
+    def _texts(self, index: int) -> dict[str, np.ndarray]:
+        """Text columns of one episode: str (T,)."""
+        if not self._text_names:
+            return {}
+        table = episode_table(self.index, index, self._text_names)
+        for name in self._text_names:
+            kind, column = table.schema.field(name).type, table.column(name)
+            if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)) or column.null_count:
+                raise DatasetError(
+                    self.index.data_file(index),
+                    f"column {name!r} holds {kind} with {column.null_count} gaps, meta/info.json says string",
+                    "mend or leave out those rows",
+                )
+        return {name: np.array(table.column(name).to_pylist(), str) for name in self._text_names}
 
     def _read_tasks(self) -> list[str]:
         if self.info.version == lerobot.VERSION:

@@ -104,7 +104,7 @@ def schema_of(sources: Sequence[EpisodeReader], options: TargetOptions, fps: int
         if key not in features and values.ndim <= 6:
             extras[name] = key
             features[key] = {
-                "dtype": str(values.dtype),
+                "dtype": "string" if values.dtype.kind == "U" else str(values.dtype),
                 "shape": list(values.shape[1:]) or [1],
                 "names": None,
             }
@@ -226,13 +226,17 @@ def episode_columns(source: EpisodeReader, index: int, schema: Schema) -> Rows:
     numbers = _numbers(episode, schema.fps)
     if not episode.embodiment.state:
         numbers.pop(lerobot.STATE, None)
+    beside: dict[str, np.ndarray] = {}
     for name, key in schema.extras.items():
         shape = tuple(schema.features[key]["shape"])
         values = episode.extras.get(name)
         if values is None or (values.shape[1:] or (1,)) != shape:
             found = "missing" if values is None else f"of shape {values.shape[1:]}"
             raise DatasetError(source.path, f"episode {index}: {name!r} is {found}, elsewhere {shape}")
-        numbers[key] = values.astype(schema.features[key]["dtype"], copy=False)
+        dtype = schema.features[key]["dtype"]
+        beside[key] = values if dtype == "string" else values.astype(dtype, copy=False)
+    columns = {key: to_arrow(values) for key, values in (numbers | beside).items()}
+    numbers |= {key: values for key, values in beside.items() if values.dtype.kind != "U"}
     tasks = episode.tasks or [episode.instruction] * len(episode)
     ours = {
         lerobot.SUCCESS: episode.success,
@@ -241,7 +245,7 @@ def episode_columns(source: EpisodeReader, index: int, schema: Schema) -> Rows:
         lerobot.HAS_COMMANDED: episode.commanded is not None,
         lerobot.LABEL: episode.label,
     }
-    return Rows({key: to_arrow(values) for key, values in numbers.items()}, numbers, tasks, ours)
+    return Rows(columns, numbers, tasks, ours)
 
 
 MOST_METADATA = 1 << 14  # bytes of one entry: the index of a dataset is read as a whole
