@@ -216,9 +216,10 @@ async function play() {
     while (next < episode.length - 1 && times[next + 1] <= at) next++;
     if (next === step || mine !== turn) continue;
     wanted = next;
-    const asked = performance.now();
+    const asked = performance.now(), leap = next - step;
     const shown = await Promise.all(dataset.cameras.map((_, c) => picture(c, next)));
     if (mine !== turn || wanted !== next) return;
+    for (let k = 1; k <= 3 && next + k * leap < episode.length; k++) dataset.cameras.forEach((_, c) => picture(c, next + k * leap));
     show(next, shown);
     ahead(next + 1);
     if (performance.now() - asked > 1000) { now = performance.now(); at = times[next]; }  // nothing to show: the clock waits
