@@ -615,6 +615,6 @@ def test_camera_names_of_lerobot_and_code(tmp_path: Path) -> None:
     odd = dataclasses.replace(ARM, cameras=(Camera(".a b", 64, 64),))
     with create_dataset(tmp_path / "set", odd, "hdf5", durable=False) as writer:
         record(writer, 0, odd)
-    with pytest.raises(ConfigError, match="'.a b' cannot be part of a file name"):
+    with pytest.raises(ConfigError, match=r"'\.a b' cannot be part of a file name"):
         convert(open_dataset(tmp_path / "set"), tmp_path / "out", "lerobot")
     assert code(3).shape == (64, 64, 3)
