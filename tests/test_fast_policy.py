@@ -144,9 +144,17 @@ def test_the_cache_changes_nothing(family: str) -> None:
         assert said[row][: len(words)] == words
 
 
+@torch.no_grad()
 def test_free_answers_that_are_no_chunk_are_an_error_and_never_zeros() -> None:
+    policy, batch = _policy(decoding="free"), random_batch(3)
+    backbone = policy.backbone
+    states = backbone.speak([batch.images[name] for name in BODY.camera_names], policy.prompts(batch)).hidden
+    rows = backbone.word_rows()
+    rows[backbone.tokenizer.eos_token_id] = states.mean(0)  # the end comes first
+    rows[policy.action_ids] *= 1e-3
+    assert policy.generate(batch) == [[], [], []]
     with pytest.raises(TokenDecodeError, match="token sequences are no chunk"):
-        _policy(decoding="free").predict_action(random_batch(3))
+        policy.predict_action(batch)
 
 
 def test_it_learns_to_say_its_actions() -> None:
@@ -186,6 +194,58 @@ def test_state_as_text_is_told() -> None:
     assert policy.prompts(batch)[0] == "pick up the red block [STATE] -1 128 255"
     with pytest.raises(ConfigError, match="no state"):
         policy.prompts(replace(batch, state=None))
+
+
+def test_state_in_words_of_its_own_whose_embeddings_follow_the_numbers() -> None:
+    policy, batch = _policy(state="words"), random_batch(2)
+    batch.state[0] = torch.tensor([-9.0, 0.05, 9.0])  # type: ignore[index]
+    text = "<robot_state_0><robot_state_128><robot_state_255>"
+    assert policy.prompts(batch)[0] == f"pick up the red block [STATE] {text}"
+    tokenizer, rows = policy.backbone.tokenizer, policy.backbone.vlm.get_input_embeddings().weight
+    ids = [tokenizer(f"<robot_state_{number}>")["input_ids"] for number in (100, 101, 130, 250)]
+    assert all(len(found) == 1 for found in ids)
+    near = torch.nn.functional.normalize(rows[torch.tensor(ids)[:, 0]].detach(), dim=1)
+    assert near[0] @ near[1] > 0.9 > near[0] @ near[2] > near[0] @ near[3]
+
+
+def test_new_words_begin_as_numbers_and_known_ones_are_left_alone() -> None:
+    policy = _policy()
+    weight = policy.backbone.vlm.get_input_embeddings().weight
+    rows = torch.nn.functional.normalize(weight[policy.action_ids].detach(), dim=1)
+    single = {
+        numbers[0]: token for token, numbers in enumerate(policy.fast.token_numbers()) if len(numbers) == 1
+    }
+    tokens = [single[number] for number in sorted(single)]
+    assert len(tokens) > 20
+    steps = (rows[tokens[1:]] * rows[tokens[:-1]]).sum(1)  # between neighbouring coefficients
+    assert steps.mean() > 0.7 and steps.mean() > 0.4 + rows[tokens].mean(0).norm() ** 2
+    old = weight[: policy.action_ids[0]].detach().clone()
+    trained = weight.detach().clone()
+    policy.prepare(_chunks()[:200], again=True)
+    assert torch.equal(weight[: policy.action_ids[0]], old)
+    given = QwenFAST(
+        policy.config, policy.backbone, BODY, policy.normalizers, policy.fast
+    )  # words are there already
+    given.prepare(_chunks(), again=True)
+    assert torch.equal(policy.backbone.vlm.get_input_embeddings().weight, weight)
+    assert trained.shape == weight.shape
+
+
+def test_an_answer_may_begin_with_given_words_and_have_no_end(tmp_path: Path) -> None:
+    plain, policy, batch = _policy(), _policy(begin="block", end=False), random_batch(2)
+    _, labels = policy.answered(batch)
+    for row, tokens in zip(labels, policy.tokenize(batch), strict=True):
+        assert row[row >= 0].tolist() == [policy.action_ids[token] for token in tokens]
+    assert policy.loss_weight(batch) == sum(map(len, policy.tokenize(batch)))
+    assert not torch.equal(policy.predict_action(batch), plain.predict_action(batch))
+    singles = torch.cat([policy.predict_action(rows(batch, [i])) for i in range(2)])
+    assert torch.equal(policy.predict_action(batch), singles)
+    images = [batch.images[name] for name in BODY.camera_names]
+    texts = policy.prompts(batch)
+    first = policy.backbone.encode(images, texts, suffix="block").hidden[:, -1]
+    torch.testing.assert_close(policy.backbone.speak(images, texts, begin="block").hidden, first)
+    loaded = load_policy(save_policy(policy, tmp_path / "policy"), device="cpu")
+    assert torch.equal(loaded.predict_action(batch), policy.predict_action(batch))
 
 
 def test_saved_and_loaded_is_the_same_to_the_bit(tmp_path: Path) -> None:
@@ -228,5 +288,7 @@ def test_refusals(tmp_path: Path) -> None:
         policy.predict_action(batch, prefix=torch.zeros(1, 1, 4))
     with pytest.raises(ConfigError, match="lacks"):
         _policy(prompt="do something")
+    with pytest.raises(ConfigError, match="end"):
+        _policy(decoding="free", end=False)
     given = _policy(fitted=False, fast=str(kept.save(tmp_path / "fast")))
     assert given.fast.encode(_chunks()[:5]) == kept.encode(_chunks()[:5])

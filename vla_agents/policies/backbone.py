@@ -212,19 +212,22 @@ class Backbone(nn.Module):
         """What follows an answer in the text it is learnt from; begins with the end token."""
         return str(self.tokenizer.eos_token)
 
-    def answered(self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str]) -> Encoding:
+    def answered(
+        self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str], begin: str = ""
+    ) -> Encoding:
         """States of B prompts with answers, where the state at t predicts token t + 1, and where the answers are.
 
         Args:
             images: One uint8 (B, H, W, 3) tensor per view.
             texts: B user texts.
             answers: B answers, to which nothing is added.
+            begin: What stands before every answer and is given, not learnt.
         """
         self.require(WORDS)
         raise NotImplementedError
 
-    def speak(self, images: Sequence[Tensor], texts: Sequence[str]) -> Speech:
-        """Begin B answers."""
+    def speak(self, images: Sequence[Tensor], texts: Sequence[str], begin: str = "") -> Speech:
+        """Begin B answers, after the words `begin`."""
         self.require(WORDS)
         raise NotImplementedError
 

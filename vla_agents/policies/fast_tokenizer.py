@@ -95,6 +95,12 @@ class FastTokenizer:
         """What each token stands for: a piece of the UTF-8 text of the coefficients."""
         return self._bytes
 
+    def token_numbers(self) -> list[tuple[float, ...]]:
+        """The coefficients each token holds whole, as shares of the range: none for pieces of characters."""
+        most = max(1, len(self.known_codes) - 1)
+        texts = [piece.decode(errors="ignore") for piece in self._bytes]
+        return [tuple(min(1.0, ord(character) / most) for character in text) for text in texts]
+
     # ---- actions to tokens ----------------------------------------------------------------------------------
     def encode(self, actions: np.ndarray, *, outside: Literal["clip", "refuse"] = "clip") -> list[list[int]]:
         """Tokens of B chunks.

@@ -227,10 +227,12 @@ class Florence2Backbone(Backbone):
         self._recompute = on
 
     # ---- words --------------------------------------------------------------------------------------------
-    def answered(self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str]) -> Encoding:
+    def answered(
+        self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str], begin: str = ""
+    ) -> Encoding:
         """See `Backbone.answered`; states and tokens are the decoder's: start, `<s>`, answer."""
         read = self.encode(images, texts)
-        start = self._start()
+        start = self._start(begin)
         said = [self.tokenizer(answer, add_special_tokens=False)["input_ids"] for answer in answers]
         ids, mask = self._padded([start + row for row in said])
         hidden = self._decoder(
@@ -243,13 +245,14 @@ class Florence2Backbone(Backbone):
         spoken = mask & (torch.arange(ids.shape[1], device=ids.device) >= len(start))
         return Encoding(hidden, mask, ids, answers=spoken)
 
-    def speak(self, images: Sequence[Tensor], texts: Sequence[str]) -> FlorenceSpeech:
+    def speak(self, images: Sequence[Tensor], texts: Sequence[str], begin: str = "") -> FlorenceSpeech:
         """See `Backbone.speak`."""
-        return FlorenceSpeech(self._decoder, self.encode(images, texts), self._start())
+        return FlorenceSpeech(self._decoder, self.encode(images, texts), self._start(begin))
 
-    def _start(self) -> list[int]:
+    def _start(self, begin: str) -> list[int]:
         """What an answer begins with before its own tokens."""
-        return [self.vlm.config.text_config.decoder_start_token_id, self.tokenizer.bos_token_id]
+        given = self.tokenizer(begin, add_special_tokens=False)["input_ids"] if begin else []
+        return [self.vlm.config.text_config.decoder_start_token_id, self.tokenizer.bos_token_id, *given]
 
     @property
     def _decoder(self) -> Any:

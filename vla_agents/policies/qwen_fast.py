@@ -33,10 +33,13 @@ from vla_agents.normalize import Normalizer
 from vla_agents.policies.backbone import WORDS, Backbone
 from vla_agents.policies.fast_grammar import ChunkGrammar, ChunkState
 from vla_agents.policies.fast_tokenizer import FastTokenizer
+from vla_agents.policies.number_words import NumberWords
 from vla_agents.policies.policy import Batch, Policy
 from vla_agents.policies.policy_config import PolicyConfig
 
 ACTION_WORD = "<robot_action_{}>"
+STATE_WORD = "<robot_state_{}>"
+STATE_BINS = 256
 
 
 @dataclass(frozen=True)
@@ -51,8 +54,22 @@ class QwenFASTConfig(PolicyConfig):
     """Fitting: number of tokens."""
     decoding: Literal["valid", "free"] = "valid"
     """Acting: only tokens that can still make a chunk, or any action token until the model ends."""
-    state: Literal["text", "none"] = "none"
-    """Whether the proprioceptive state is written into the prompt, in 256 bins over [-1, 1] of its normalised values."""
+    state: Literal["words", "text", "none"] = "none"
+    """The proprioceptive state in the prompt, in 256 bins over [-1, 1] of its normalised values: a word of its own for each
+    bin; in digits; or not at all."""
+    begin: str = ""
+    """Text between the prompt and the action words. The tiny VLM points at what is named where it is asked by a query
+    token: there its answers begin best with that one."""
+    end: bool = True
+    """Whether the end of the answer is learnt. `decoding="valid"` does not need it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoding == "free" and not self.end:
+            raise ConfigError(
+                "decoding='free' waits for an end that end=False does not teach",
+                "use decoding='valid', or end=True",
+            )
 
 
 class QwenFAST(Policy):
@@ -84,12 +101,17 @@ class QwenFAST(Policy):
         source = fast_tokenizer or config.fast or None
         tokenizer = FastTokenizer.load(source) if isinstance(source, str | Path) else source
         count = len(tokenizer) if tokenizer else config.fast_vocab
-        self.action_ids = backbone.add_tokens([ACTION_WORD.format(i) for i in range(count)])
-        self._after_answer = backbone.after_answer
+        self._words = NumberWords(backbone)
+        self.action_ids = self._words.add(ACTION_WORD, count)
+        if config.state == "words":
+            ids = self._words.add(STATE_WORD, STATE_BINS)
+            self._words.begin_as(ids, [(index / (STATE_BINS - 1),) for index in range(STATE_BINS)])
+        self._after_answer = backbone.after_answer if config.end else ""
         self._fast: FastTokenizer | None = None
         self._grammar: ChunkGrammar | None = None
         if tokenizer:
             self.fast = tokenizer
+            self._begin_as_numbers()
 
     # ---- the action tokenizer -----------------------------------------------------------------------------
     @property
@@ -116,10 +138,14 @@ class QwenFAST(Policy):
             normalized = self.normalizers["action"].normalize(np.asarray(chunks, np.float32))
             fitted = FastTokenizer.fit(normalized, self.config.fast_scale, self.config.fast_vocab)
             if len(fitted) > len(self.action_ids):  # a checkpoint has words for its own tokenizer only
-                self.action_ids = self.backbone.add_tokens(
-                    [ACTION_WORD.format(i) for i in range(len(fitted))]
-                )
+                self.action_ids = self._words.add(ACTION_WORD, len(fitted))
             self.fast = fitted
+            self._begin_as_numbers()
+
+    def _begin_as_numbers(self) -> None:
+        """Embeddings of action words that the VLM did not have."""
+        numbers = self.fast.token_numbers()
+        self._words.begin_as(self.action_ids[: len(numbers)], numbers, seed=1)
 
     def save_parts(self, folder: Path) -> None:
         """The VLM's files and the action tokenizer (`fast/`)."""
@@ -142,7 +168,8 @@ class QwenFAST(Policy):
 
     def loss_weight(self, batch: Batch) -> int:
         """Tokens of the answers: what the loss is a mean over."""
-        after = len(self.backbone.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"])
+        ids = self.backbone.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"]
+        after = len(ids) if self._after_answer else 0
         return sum(len(tokens) + after for tokens in self.tokenize(batch))
 
     def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -151,7 +178,8 @@ class QwenFAST(Policy):
             "".join(ACTION_WORD.format(token) for token in row) + self._after_answer
             for row in self.tokenize(batch)
         ]
-        encoding = self.backbone.answered(self.views(batch), self.prompts(batch), answers)
+        begin = self.config.begin
+        encoding = self.backbone.answered(self.views(batch), self.prompts(batch), answers, begin=begin)
         assert encoding.input_ids is not None and encoding.answers is not None
         return encoding.hidden, encoding.input_ids.masked_fill(~encoding.answers, -100)
 
@@ -169,13 +197,17 @@ class QwenFAST(Policy):
     def prompts(self, batch: Batch) -> list[str]:
         """The B user texts."""
         texts = batch.instructions
-        if self.config.state == "text" and self.embodiment.state_dim:
+        how = self.config.state
+        if how != "none" and self.embodiment.state_dim:
             state = self.normalized_state(batch)
             if state is None:
-                raise ConfigError("the batch has no state, and this policy was made with state='text'")
-            bins = np.digitize(state.float().cpu().numpy(), np.linspace(-1, 1, 257)[:-1]) - 1
-            told = [" ".join(str(number) for number in row) for row in bins]
-            texts = [f"{text} [STATE] {numbers}" for text, numbers in zip(texts, told, strict=True)]
+                raise ConfigError(f"the batch has no state, and this policy was made with state={how!r}")
+            bins = np.digitize(state.float().cpu().numpy(), np.linspace(-1, 1, STATE_BINS + 1)[:-1]) - 1
+            if how == "words":
+                told = ["".join(STATE_WORD.format(max(0, number)) for number in row) for row in bins]
+            else:
+                told = [" ".join(str(number) for number in row) for row in bins]
+            texts = [f"{text} [STATE] {state}" for text, state in zip(texts, told, strict=True)]
         return [self.config.told(text) for text in texts]
 
     # ---- acting -------------------------------------------------------------------------------------------
@@ -198,7 +230,7 @@ class QwenFAST(Policy):
     def generate(self, batch: Batch) -> list[list[int]]:
         """The greedy answers as FAST tokens (without the end), one list per sample."""
         answers = _Answers(self, len(batch))
-        speech = self.backbone.speak(self.views(batch), self.prompts(batch))
+        speech = self.backbone.speak(self.views(batch), self.prompts(batch), begin=self.config.begin)
         said = torch.tensor(answers.ids, device=speech.hidden.device)
         words = self.backbone.word_rows(said)  # (A, hidden): no other word is scored
         while True:

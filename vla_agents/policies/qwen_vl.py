@@ -182,9 +182,11 @@ class QwenVLBackbone(Backbone):
         """What the chat template puts after an answer, the next generation prompt included (as StarVLA trains it)."""
         return text_after_answer(self.tokenizer)
 
-    def answered(self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str]) -> Encoding:
+    def answered(
+        self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str], begin: str = ""
+    ) -> Encoding:
         """See `Backbone.answered`."""
-        encoding = self.encode(images, texts, answers=answers)
+        encoding = self.encode(images, texts, suffix=begin, answers=answers)
         assert encoding.input_ids is not None
         encoding.answers = torch.zeros_like(encoding.input_ids, dtype=torch.bool)
         for row, answer in enumerate(answers):
@@ -192,10 +194,10 @@ class QwenVLBackbone(Backbone):
             encoding.answers[row, -count:] = True
         return encoding
 
-    def speak(self, images: Sequence[Tensor], texts: Sequence[str]) -> Speech:
+    def speak(self, images: Sequence[Tensor], texts: Sequence[str], begin: str = "") -> Speech:
         """See `Backbone.speak`."""
         self.check_attention()
-        inputs = self.inputs(images, texts)
+        inputs = self.inputs(images, texts, begin)
         if self._mixed:
             return MixedSpeech(self.vlm, inputs)
         if torch.is_grad_enabled() or not self._graphs:
