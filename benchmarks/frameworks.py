@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,10 +64,10 @@ def recipe(name: str, options: Options) -> TrainConfig:
     return replace(found, dataset=(options.dataset,), threads=1, seed=options.seed, tensorboard=False)
 
 
-def seconds_per_step(options: Options) -> dict[str, float]:
-    """CPU seconds of one optimiser step, five of each policy in turn."""
+def relative_cost(names: Iterable[str], options: Options) -> dict[str, float]:
+    """CPU seconds of an optimiser step as a share of the baseline's, five of each policy in turn."""
     trainers = {}
-    for name in {BASELINE, *options.policies}:
+    for name in dict.fromkeys([BASELINE, *names]):
         config = replace(recipe(name, options), out=str(options.out / "timing"))
         windows = WindowDataset(open_dataset(options.dataset), config.model.horizon)
         policy = make_policy(
@@ -83,7 +84,7 @@ def seconds_per_step(options: Options) -> dict[str, float]:
                 trainer.step += 1
                 trainer._train_step()
             spent[name] += time.process_time() - begin
-    return {name: seconds / (5 * options.rounds) for name, seconds in spent.items()}
+    return {name: seconds / spent[BASELINE] for name, seconds in spent.items()}
 
 
 def run(name: str, steps: int, options: Options) -> dict[str, Any]:
@@ -122,10 +123,10 @@ def main(options: Options) -> None:
     console, file = Console(), options.out / "results.json"
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    if "seconds_per_step" not in results:
-        results["seconds_per_step"] = seconds_per_step(options)
-    cost = results["seconds_per_step"]
-    everything = load_config(TrainConfig, RECIPES / f"{BASELINE}.yaml").steps * cost[BASELINE]
+    cost = results.setdefault("relative_cost", {})
+    if missing := [name for name in options.policies if name not in cost]:
+        cost |= relative_cost(missing, options)
+    everything = load_config(TrainConfig, RECIPES / f"{BASELINE}.yaml").steps
     for name in options.policies:
         steps = round(options.budget * everything / cost[name])
         results[f"{name}_{options.budget:g}_{options.seed}"] = run(name, steps, options)
@@ -135,7 +136,7 @@ def main(options: Options) -> None:
 
 def row(name: str, results: dict[str, Any], options: Options) -> str:
     """A line of the table, in Markdown."""
-    found, cost = results[f"{name}_{options.budget:g}_{options.seed}"], results["seconds_per_step"]
+    found, cost = results[f"{name}_{options.budget:g}_{options.seed}"], results["relative_cost"]
 
     def share(what: str) -> str:
         success, low, high = (100 * found[what][key] for key in ("success", "success_low", "success_high"))
@@ -146,7 +147,7 @@ def row(name: str, results: dict[str, Any], options: Options) -> str:
         f"{found['parameters'] / 1e6:.2f} M",
         f"{options.budget:g} x",
         str(found["steps"]),
-        f"{cost[name] / cost[BASELINE]:.2f}",
+        f"{cost[name]:.2f}",
         share("named"),
         share("swapped"),
     ]
