@@ -23,6 +23,7 @@ from vla_agents.envs.tabletop.scene import CAMERAS, FINGER_OPEN, ROTATION_LIMIT,
 from vla_agents.envs.tabletop.world import STEP_ROTATION, STEP_XYZ, yaw_pitch_roll
 from vla_agents.errors import CommunicationError, RobotStateError, UnknownNameError
 from vla_agents.robots.env import RobotEnv
+from vla_agents.robots.kinematics import Kinematics
 from vla_agents.robots.limits import Axis, Limits, Workspace
 from vla_agents.robots.loop_tools import favour_this_thread
 from vla_agents.robots.robot import CameraSource, Reading, Robot, check_target
@@ -247,6 +248,10 @@ class SimulatedArmEnv(RobotEnv):
             instruction=instruction, camera_timeout=camera_timeout,
         )  # fmt: skip
         self.arm = arm
+
+    def kinematics(self) -> Kinematics:
+        """Of the hand, for devices that lead it."""
+        return Kinematics(self.arm.env.world.model, "hand", ("x", "y", "z", "yaw", "pitch", "roll"))
 
     def expert_action(self) -> np.ndarray:
         """What the tabletop's scripted expert would do now, float32 (7,)."""
