@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from vla_agents.agent import Agent, Observation
+from vla_agents.errors import ConfigError
 from vla_agents.registry import Registry
 
 __all__ = ["DEVICES", "Device", "Event", "make_device"]
@@ -54,6 +55,7 @@ class Device(Agent):
     """
 
     name = "device"
+    _switched_on = True
 
     def connect(self) -> None:
         """Open the hardware.
@@ -76,16 +78,16 @@ class Device(Agent):
         phone, headset) is engaged while it is held. One without (keyboard, leader arm) after a takeover key.
         Without a policy the device acts anyway, and holds while it is not engaged.
         """
-        return True
+        return self._switched_on
 
     @engaged.setter
     def engaged(self, value: bool) -> None:
-        raise AttributeError(f"{self.name} decides itself whether it is engaged: it has a dead-man's switch")
+        self._switched_on = bool(value)
 
     @property
     def switched(self) -> bool:
         """Whether `engaged` is set from outside (by `Event.TAKEOVER`), there being no dead-man's switch."""
-        return False
+        return True
 
     def follow(self, obs: Observation, action: np.ndarray) -> None:
         """Somebody else acts on `obs` with `action` (D,); when the person takes over, `act` starts from there."""
@@ -104,7 +106,18 @@ class Device(Agent):
         return self
 
 
-DEVICES = Registry("device", {})
+DEVICES = Registry(
+    "device",
+    {
+        "expert": "vla_agents.collect.devices.scripted:ExpertDevice",
+        "gamepad": "vla_agents.collect.devices.gamepad:GamepadDevice",
+        "keyboard": "vla_agents.collect.devices.keyboard:KeyboardDevice",
+        "leader": "vla_agents.collect.devices.leader:LeaderDevice",
+        "phone": "vla_agents.collect.devices.phone:PhoneDevice",
+        "replay": "vla_agents.collect.devices.scripted:ReplayDevice",
+        "spacemouse": "vla_agents.collect.devices.spacemouse:SpaceMouseDevice",
+    },
+)
 """Name -> class that makes the device from `(env, **options)`."""
 
 
@@ -120,4 +133,8 @@ def make_device(name: str, /, env: Any, **options: Any) -> Device:
         UnknownNameError: No such device.
         ConfigError: An option it does not have, or an env it cannot drive.
     """
-    return DEVICES.get(name)(env, **options)
+    kind = DEVICES.get(name)
+    try:
+        return kind(env, **options)
+    except TypeError as error:
+        raise ConfigError(f"the device {name!r} cannot be made of these options ({error})") from error
