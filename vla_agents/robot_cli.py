@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ _console = Console(highlight=False, soft_wrap=True)
 
 @dataclass(frozen=True)
 class FindConfig:
-    """List serial ports and the motors behind them, cameras, and what answers at an address."""
+    """List serial ports and the motors behind them, cameras, teleoperation devices, and what answers at an address."""
 
     port: str = ""
     """Search this serial port only, e.g. /dev/ttyACM0; by default all USB adapters."""
@@ -29,6 +30,8 @@ class FindConfig:
     """Also see which robot's services answer at this address."""
     cameras: bool = True
     """Whether to open each camera shortly."""
+    devices: bool = True
+    """Whether to list gamepads, keyboards and SpaceMice."""
 
 
 def find(config: FindConfig) -> int:
@@ -64,7 +67,27 @@ def find(config: FindConfig) -> int:
             _console.print(f"[bold]{device}[/bold]  camera, {size}  {name}")
         if not cameras:
             _console.print("no camera that gives pictures")
+    if config.devices:
+        _list_devices()
     return 1 if config.port and quiet else 0
+
+
+def _list_devices() -> None:
+    """Gamepads, keyboards and SpaceMice, and what to do where one may not be opened."""
+    from vla_agents.collect.devices.evdev import list_inputs
+    from vla_agents.collect.devices.spacemouse import list_spacemice
+
+    there = [(info, info.kind) for info in list_inputs() if info.kind]
+    there += [(mouse, "spacemouse") for mouse in list_spacemice()]  # type: ignore[misc]
+    for device, kind in there:
+        _console.print(f"[bold]{device.path}[/bold]  {kind}  {device.name}", highlight=False)
+        if not os.access(device.path, os.R_OK):
+            _console.print(
+                f"  may not be opened; line for /etc/udev/rules.d/70-teleop.rules: {device.udev_rule}",
+                markup=False,
+            )
+    if not there:
+        _console.print("no gamepad, keyboard or SpaceMouse")
 
 
 @dataclass(frozen=True)
@@ -288,7 +311,7 @@ def replay(config: ReplayConfig) -> int:
 
 
 COMMANDS = {
-    "find": (FindConfig, find, "serial ports, motors, cameras, robots at an address"),
+    "find": (FindConfig, find, "serial ports, motors, cameras, teleoperation devices, robots at an address"),
     "setup": (SetupConfig, setup, "give the motors of a new arm their ids"),
     "calibrate": (CalibrateConfig, calibrate, "measure an arm of bus servos, guided"),
     "check": (CheckConfig, check, "latency, losses, and the state of the motors"),
