@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vla_agents.collect.devices.evdev import ABS, KEY, choose_input, explain_open, list_inputs
-from vla_agents.collect.devices.gamepad import LEFT_Y, RB, SOUTH, START, GamepadDevice
+from vla_agents.collect.devices.gamepad import HAT_Y, LEFT_Y, RB, SOUTH, START, GamepadDevice
 from vla_agents.collect.devices.hand import EndEffectorDevice, Motion
 from vla_agents.collect.devices.spacemouse import SpaceMouseDevice, list_spacemice
 from vla_agents.collect.teleop import DEVICES, Event, make_device
@@ -125,6 +125,14 @@ def test_after_connect_and_reset_it_has_to_be_neutral_once():
     assert led.act(OBS)[0] > 0 and not led.trouble
     led.reset(seed=1)
     assert led.act(OBS).tolist() == IDLE
+
+
+def test_a_stick_that_does_not_rest_in_the_middle_never_arms():
+    led, hand = device(armed=False)
+    hand.motion = Motion(rate=0.5 * AHEAD, held=False)
+    led.act(OBS)
+    hand.motion = Motion(rate=0.5 * AHEAD, held=True)
+    assert led.act(OBS).tolist() == IDLE and "neutral" in led.trouble
 
 
 def test_a_lost_device_moves_nothing_and_does_not_go_on_by_itself():
@@ -285,6 +293,10 @@ def test_a_gamepads_events(tmp_path):
         assert np.allclose(pad.act(OBS)[:3], [0.25, 0, 0]) and pad.engaged
         file.events((KEY, SOUTH, 1), (KEY, START, 1))
         assert pad.act(OBS)[6] == 1 and pad.events() == [Event.SAVE] and pad.events() == []
+        file.events((ABS, HAT_Y, -1))
+        file.events((ABS, HAT_Y, 0), (ABS, HAT_Y, 1), (ABS, HAT_Y, 0))
+        pad.act(OBS)
+        assert pad.events() == [Event.SUCCESS, Event.FAILURE]
         file.events((0, 3, 0))  # SYN_DROPPED: what comes until the next report is not whole
         file.events((KEY, RB, 0))
         assert pad.act(OBS)[6] == 1

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 import pytest
+from device_fakes import FakeHand
+from emulators.ur import UREmulator
 from scipy.spatial.transform import Rotation
 
+from vla_agents.collect.devices.hand import EndEffectorDevice, Motion
 from vla_agents.errors import ConfigError, UnknownNameError
+from vla_agents.robots import make_robot
+from vla_agents.robots.env import RobotEnv
 from vla_agents.robots.kinematics import Kinematics, Pose
 
 # Universal Robots' published table of the UR5e: a, d, alpha.
@@ -130,6 +138,43 @@ def test_a_urdf_without_its_meshes(tmp_path):
     file.write_text("<robot")
     with pytest.raises(ConfigError, match="MuJoCo can read"):
         Kinematics(str(file), "tool")
+
+
+def test_the_example_leads_the_arm_along_its_figure(tmp_path):
+    path = Path(__file__).parent.parent / "examples" / "lead_an_arm.py"
+    spec = importlib.util.spec_from_file_location("lead_an_arm", path)
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    joints, reached, wanted = example.main(str(tmp_path / "picture.png"))
+    assert np.linalg.norm(reached - wanted, axis=1).max() <= 1e-3 and np.ptp(reached[:, 1]) > 0.29
+    assert np.abs(np.diff(joints, axis=0)).max() < 0.05 and (tmp_path / "picture.png").exists()
+
+
+def test_a_hand_leads_an_emulated_ur():
+    """Hand -> inverse kinematics -> safety filter -> RTDE -> the controller's emulator."""
+    arm = Kinematics("ur5e")
+    home = [0.0, -1.4, 1.6, -1.8, -1.57, 0.0]
+    with UREmulator() as controller:
+        controller.q, controller.speed = list(home), 10.0
+        robot = make_robot("ur", host="127.0.0.1", timeout_s=0.5, home=home, **controller.ports)
+        env = RobotEnv(robot, hz=20)
+        try:
+            obs, _ = env.reset()
+            hand = FakeHand(has_clutch=False, motion=Motion())
+            device = EndEffectorDevice(env, hand, model="ur5e", speed=0.1, curve=1.0)
+            device.connect()
+            assert np.allclose(device.act(obs), home, atol=1e-3)
+            start = arm.forward(np.array(home)).position
+            hand.motion = Motion(rate=np.array([0, 0, 1.0, 0, 0, 0]))
+            for _ in range(20):
+                obs, *_ = env.step(device.act(obs))
+            hand.motion = Motion()
+            for _ in range(10):
+                obs, *_ = env.step(device.act(obs))
+            moved = arm.forward(np.array(controller.q)).position - start
+            assert np.allclose(moved, [0, 0, 0.1], atol=2e-3)
+        finally:
+            env.close()
 
 
 def test_errors_name_what_there_is():

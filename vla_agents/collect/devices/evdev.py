@@ -120,6 +120,7 @@ class InputDevice:
         self._rest = b""
         self._dropped = False
         self._next = 0.0
+        self._first: list[InputEvent] = []  # where the axes stood when it was opened
 
     def open(self) -> None:
         """Open it.
@@ -133,6 +134,7 @@ class InputDevice:
             raise explain_open(error, self.info.path, self.info.name, self.info.udev_rule) from error
         self._rest, self._dropped, self.trouble = b"", False, ""
         self.ranges = {axis: found for axis in range(0x12) if (found := self._range(axis))}
+        self._first = self._all_axes()
 
     def read(self) -> list[InputEvent]:
         """What happened since the last call; whole reports only."""
@@ -142,7 +144,7 @@ class InputDevice:
         data = self._rest + self._everything()
         whole = len(data) - len(data) % EVENT.size
         self._rest = data[whole:]
-        events = []
+        events, self._first = self._first, []
         for _, _, kind, code, value in EVENT.iter_unpack(data[:whole]):
             if kind == SYN and code == SYN_DROPPED:  # the kernel's memory was full: what comes is not whole
                 self._dropped = True

@@ -16,18 +16,14 @@ from vla_agents.collect.teleop import Event
 
 # The kernel's gamepad convention (Documentation/input/gamepad.rst): code -> (axis, sign); up and left are negative.
 LEFT_X, LEFT_Y, LEFT_TRIGGER, RIGHT_X, RIGHT_Y, RIGHT_TRIGGER, HAT_X, HAT_Y = 0, 1, 2, 3, 4, 5, 16, 17
-SOUTH, EAST, NORTH, WEST, LB, RB, SELECT, START, MODE = (
-    0x130, 0x131, 0x133, 0x134, 0x136, 0x137, 0x13A, 0x13B, 0x13C,
-)  # fmt: skip
+# Drivers do not agree which of the two upper buttons is which (X and Y of an Xbox pad): they are left alone.
+SOUTH, EAST, RB, SELECT, START, MODE = 0x130, 0x131, 0x137, 0x13A, 0x13B, 0x13C
 USUAL = {  # where the device does not say
     **dict.fromkeys((LEFT_X, LEFT_Y, RIGHT_X, RIGHT_Y), (-32768, 32767)),
     **dict.fromkeys((LEFT_TRIGGER, RIGHT_TRIGGER), (0, 1023)),
     **dict.fromkeys((HAT_X, HAT_Y), (-1, 1)),
 }
-EVENTS = {
-    START: Event.SAVE, SELECT: Event.DISCARD, NORTH: Event.SUCCESS, WEST: Event.FAILURE, EAST: Event.REDO,
-    MODE: Event.PAUSE,
-}  # fmt: skip
+EVENTS = {START: Event.SAVE, SELECT: Event.DISCARD, EAST: Event.REDO, MODE: Event.PAUSE}
 CONTROLS = {
     "hold RB / R1": "dead-man's switch: nothing moves without it",
     "left stick": "away and towards you, left and right",
@@ -36,7 +32,7 @@ CONTROLS = {
     "cross left, right": "roll",
     "A / cross": "close and open the gripper",
     "start, select": "save, discard",
-    "Y / triangle, X / square": "success, failure",
+    "cross up, down": "success, failure",
     "B / circle, middle button": "redo, pause",
 }
 
@@ -74,6 +70,8 @@ class GamepadSource(HandSource):
         assert self._device is not None
         for event in self._device.read():
             if event.type == ABS:
+                if event.code == HAT_Y and event.value:
+                    self._events.append(Event.SUCCESS if event.value < 0 else Event.FAILURE)
                 self._axes[event.code] = self._share(event.code, event.value)
             elif event.code == RB:
                 self._held = event.value != 0

@@ -120,7 +120,7 @@ class Clutch:
             self.disarm()
             return Motion(held=False)
         if not self._armed:
-            self._armed = not (motion.held if self.has_clutch else rate.any())
+            self._armed = not (rate.any() or (self.has_clutch and motion.held))
             self.trouble = "" if self._armed else "not neutral: let go of it once"
             self.engaged = False
             return Motion(grip=motion.grip if self._armed else None, held=False)

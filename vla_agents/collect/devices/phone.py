@@ -100,6 +100,12 @@ class Hand:
             return
         self._way += np.concatenate([moved, turned])
 
+    def take_events(self) -> list[Event]:
+        """What was pressed since the last call."""
+        with self._lock:
+            events, self.events = self.events, []
+        return events
+
     def motion(self) -> Motion:
         """What the hand wants, and its way since the last call."""
         with self._lock:
@@ -209,8 +215,7 @@ class PhoneSource(HandSource):
 
     def events(self) -> list[Event]:
         """Buttons of the page."""
-        events, self.hand.events = self.hand.events, []
-        return events
+        return self.hand.take_events()
 
     @property
     def trouble(self) -> str:
