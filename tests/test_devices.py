@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from device_fakes import OBS, TABLETOP, Body, Clock, DeviceFile, FakeHand, joints_body
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vla_agents.collect.devices.evdev import ABS, KEY, choose_input, explain_open, list_inputs
@@ -154,7 +154,7 @@ def test_silence_counts_as_lost():
     assert led.act(OBS).tolist() == IDLE and "0.3 s" in led.trouble
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(
         st.tuples(
@@ -251,6 +251,46 @@ def test_following_a_policy_then_taking_over_starts_where_it_left():
         led.follow({"state": START_JOINTS}, START_JOINTS + np.float32(0.3 * share))
     hand.motion = Motion(held=True)
     assert np.allclose(led.act({"state": START_JOINTS}), left, atol=1e-6)  # not the state, which lags behind
+
+
+def test_who_takes_over_does_not_let_go_of_what_the_policy_holds():
+    led, hand = device()
+    hand.motion = Motion(grip=1.0, held=False)
+    led.act(OBS)
+    closed = np.array([0, 0, 0, 0, 0, 0, 1], np.float32)
+    led.follow(OBS, closed)
+    hand.motion = Motion(rate=AHEAD, grip=1.0, held=True)  # still says open: nobody has asked for it since
+    assert led.act(OBS)[6] == 1
+    hand.motion = Motion(grip=0.0, held=True)
+    led.act(OBS)
+    hand.motion = Motion(grip=1.0, held=True)
+    assert led.act(OBS)[6] == -1
+
+
+def test_the_button_toggles_the_gripper_as_it_is():
+    led, hand = device()
+    led.follow(OBS, np.array([0, 0, 0, 0, 0, 0, 1], np.float32))
+    hand.motion = Motion(toggle=True, held=False)
+    assert led.act(OBS)[6] == -1
+    assert led.act(OBS)[6] == 1
+
+
+def test_a_robot_that_is_held_back_by_its_limits_obeys_at_once_when_the_hand_returns():
+    """The safety filter's box stops the arm; what was asked for beyond it does not pile up."""
+    arm, body = Kinematics("ur5e"), joints_body(NAMES)
+    told = START_JOINTS.copy()
+    body.hold_action = lambda: told
+    led, hand = device(env=body, armed=False, model="ur5e", speed=0.25, curve=1.0)
+    obs = {"state": START_JOINTS}
+    led.act(obs)
+    hand.motion = Motion(rate=np.array([0, 0, -1.0, 0, 0, 0]), held=True)
+    for _ in range(60):  # 75 cm down, and the robot stays where it is
+        asked = led.act(obs)
+        assert np.abs(asked - told).max() <= 3 * 1.5 / 20 + 1e-6
+    hand.motion = Motion(rate=np.array([0, 0, 1.0, 0, 0, 0]), held=True)
+    start = arm.forward(told).position[2]
+    heights = [arm.forward(led.act(obs)).position[2] for _ in range(12)]
+    assert heights[-1] > start
 
 
 # ---- real formats ------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import textwrap
 import time
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vla_agents.collect.keys import OPERATOR_KEYS, KeyDecoder, can_read_keys, events_of
@@ -107,6 +107,10 @@ def test_a_terminal_without_foreground_is_refused():
     os.close(leader)
 
 
+BUSY = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+
+@BUSY
 @given(st.binary(max_size=60), st.integers(1, 7))
 def test_the_decoder_survives_anything_however_it_is_cut(data, size):
     decoder, keys = KeyDecoder(), []
@@ -117,6 +121,7 @@ def test_the_decoder_survives_anything_however_it_is_cut(data, size):
     assert not decoder.pending
 
 
+@BUSY
 @given(
     st.lists(st.sampled_from(["\x1b[A", "a", "ß", "\x1b[6~", "€", "\r", "😀"]), max_size=20),
     st.integers(1, 5),

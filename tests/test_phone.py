@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from browser import CHROMIUM, Browser
 from device_fakes import OBS, TABLETOP
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vla_agents.collect.devices.phone import BUSY, LATE_S, NONSENSE, WRONG_TOKEN, Hand, PhoneDevice
@@ -69,6 +69,7 @@ def test_lost_tracking_is_no_hand():
     assert not hand.motion().way.any() and hand.dropped == 1
 
 
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.one_of(
         st.text(max_size=80),
@@ -266,6 +267,12 @@ def test_the_page_by_touch_by_keys_and_by_a_headset(phone, tmp_path):
     finally:
         browser.close()
     lead(lambda: bool(phone.trouble))
+
+
+def test_the_page_is_told_how_the_gripper_is(phone):
+    phone.follow(OBS, np.array([0, 0, 0, 0, 0, 0, 1], np.float32))
+    assert not phone.page.is_open
+    assert phone.act(OBS)[6] == 1 and not phone.page.is_open
 
 
 @pytest.mark.slow

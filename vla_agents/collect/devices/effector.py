@@ -7,6 +7,7 @@ their joints (`JointMap`, through inverse kinematics). A step of zeros is always
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from vla_agents.rotations import SIZES, from_rotation, to_rotation
 
 JOINT_SPEED = 1.5  # rad/s or m/s: the fastest a joint is asked to move, also near singular positions
 LEASH = (0.02, 0.2)  # m, rad: how far the goal may run ahead of what the joints can reach
+AHEAD = 2.0  # steps at full speed: how far joints may run ahead of what a robot was really told (its limits, its box)
 _UNIT = re.compile(r"^\s*(?:([0-9.eE+-]+)\s+)?(m|cm|mm|rad|deg)\s*$")
 _SIZE = {"m": 1.0, "cm": 0.01, "mm": 0.001, "rad": 1.0, "deg": np.pi / 180}
 _GRIPPERS = {  # kind -> value when closed, value when open
@@ -55,7 +57,7 @@ class EffectorMap:
 
     def action(self, obs: Observation, step: np.ndarray, grip: float | None) -> np.ndarray:
         """The action float32 (D,) for a step (6,) m and rad in the base frame and an opening, 0 to 1, of the gripper."""
-        held = self._holding.action(self._last, obs)
+        held = self._held(obs)
         action = held.astype(np.float64)
         self._move(action, step)
         if grip is not None:
@@ -65,22 +67,35 @@ class EffectorMap:
         self._last = action.astype(np.float32)
         return self._last.copy()
 
+    def opening(self, obs: Observation) -> float:
+        """Of the gripper, as it was last told, 0 to 1; 1 where there is none."""
+        for part, closed, opened in self._grippers():
+            value = self._held(obs)[self._slices[part.name]]
+            return float(np.mean((value - closed) / (np.asarray(opened) - closed)))
+        return 1.0
+
+    def _held(self, obs: Observation) -> np.ndarray:
+        """The action that moves nothing."""
+        return self._holding.action(self._last, obs)
+
     def _move(self, action: np.ndarray, step: np.ndarray) -> None:
         """Write the step into the action (D,), which holds so far."""
         raise NotImplementedError
 
     def _grip(self, action: np.ndarray, opening: float) -> None:
+        for part, closed, opened in self._grippers():
+            action[self._slices[part.name]] = closed + np.clip(opening, 0.0, 1.0) * (
+                np.asarray(opened) - closed
+            )
+
+    def _grippers(self) -> Iterator[tuple[Part, Any, Any]]:
+        """Part, value when closed, value when open."""
         for part in self.embodiment.action:
-            if part.kind in _GRIPPERS:
-                closed, opened = _GRIPPERS[part.kind]
-            elif part.kind == "gripper_position":
+            closed, opened = _GRIPPERS.get(part.kind, (np.nan, np.nan))
+            if part.kind == "gripper_position":
                 closed, opened = part.bounds()  # type: ignore[assignment]
-            else:
-                continue
-            if np.isfinite([closed, opened]).all():
-                action[self._slices[part.name]] = closed + np.clip(opening, 0.0, 1.0) * (
-                    np.asarray(opened) - closed
-                )
+            if np.isfinite(closed).all() and np.isfinite(opened).all():
+                yield part, closed, opened
 
     def _place(self, *kinds: str) -> tuple[Part, slice] | None:
         for part in self.embodiment.action:
@@ -148,6 +163,16 @@ class JointMap(EffectorMap):
         low, high = self._low[self._places] * self._sizes, self._high[self._places] * self._sizes
         self._bounds = np.maximum(low, kinematics.low), np.minimum(high, kinematics.high)
         self._goal: Pose | None = None
+
+    def _held(self, obs: Observation) -> np.ndarray:
+        held = super()._held(obs)
+        told = self._holding.told()
+        if told is not None:
+            room = AHEAD * self._most / self._sizes
+            near = np.clip(held[self._places], told[self._places] - room, told[self._places] + room)
+            if not np.array_equal(near, held[self._places]):
+                held[self._places], self._goal = near, None
+        return held
 
     def reset(self) -> None:
         """Also the goal."""

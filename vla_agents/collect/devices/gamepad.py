@@ -50,7 +50,7 @@ class GamepadSource(HandSource):
     def _forget(self) -> None:
         self._axes: dict[int, float] = {}
         self._held = False
-        self._open, self._grips = 1.0, False
+        self._toggled = False
         self._events: list[Event] = []
 
     def open(self) -> None:
@@ -76,7 +76,7 @@ class GamepadSource(HandSource):
             elif event.code == RB:
                 self._held = event.value != 0
             elif event.value == 1 and event.code == SOUTH:
-                self._open, self._grips = 1.0 - self._open, True
+                self._toggled = not self._toggled
             elif event.value == 1 and event.code in EVENTS:
                 self._events.append(EVENTS[event.code])
         if self._device.trouble:
@@ -86,7 +86,8 @@ class GamepadSource(HandSource):
             -axis(LEFT_Y, 0.0), -axis(LEFT_X, 0.0), axis(RIGHT_TRIGGER, 0.0) - axis(LEFT_TRIGGER, 0.0),
             axis(HAT_X, 0.0), -axis(RIGHT_Y, 0.0), -axis(RIGHT_X, 0.0),
         ])  # fmt: skip
-        return Motion(rate, grip=self._open if self._grips else None, held=self._held)
+        toggle, self._toggled = self._toggled, False
+        return Motion(rate, toggle=toggle, held=self._held)
 
     def _share(self, code: int, value: int) -> float:
         """-1 to 1 of a stick, 0 to 1 of a trigger."""

@@ -8,6 +8,7 @@ who does not stand behind the robot.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable
@@ -34,7 +35,8 @@ class Motion:
     Args:
         rate: float64 (6,), -1 to 1: share of the top speed, translation and turn.
         way: float64 (6,): how far the hand itself moved since the last `read`, m and rad (axis * angle).
-        grip: Opening of the gripper, 0 closed to 1 open; None: as it is.
+        grip: Opening of the gripper, 0 closed to 1 open; it counts when it changes. None: as it is.
+        toggle: Whether the gripper shall close where it is open, and open where it is closed.
         held: Whether the dead-man's switch is held; sources without one say True.
         time: Monotonic time at which the device was last heard of, s; inf where silence is no sign of loss.
     """
@@ -42,6 +44,7 @@ class Motion:
     rate: np.ndarray = field(default_factory=lambda: np.zeros(6))
     way: np.ndarray = field(default_factory=lambda: np.zeros(6))
     grip: float | None = None
+    toggle: bool = False
     held: bool = True
     time: float = np.inf
 
@@ -123,11 +126,11 @@ class Clutch:
             self._armed = not (rate.any() or (self.has_clutch and motion.held))
             self.trouble = "" if self._armed else "not neutral: let go of it once"
             self.engaged = False
-            return Motion(grip=motion.grip if self._armed else None, held=False)
+            return Motion(grip=motion.grip, held=False)
         self.trouble, self.engaged = "", motion.held
         if not motion.held:
-            return Motion(grip=motion.grip, held=False)
-        return Motion(rate, motion.way, motion.grip, True, motion.time)
+            return Motion(grip=motion.grip, toggle=motion.toggle, held=False)
+        return dataclasses.replace(motion, rate=rate)
 
     def shape(self, rate: np.ndarray) -> np.ndarray:
         """Take out the dead zone and cut at 1."""
@@ -188,6 +191,7 @@ class EndEffectorDevice(Device):
         self._clutch = Clutch(silence, deadzone, source.has_clutch, clock)
         self._period = 1.0 / self.map.embodiment.control_hz
         self._left = np.zeros(6)  # way that was too fast to follow
+        self._grip: float | None = None  # what the hand last said
 
     # ---- Device -------------------------------------------------------------------------------------------
     def connect(self) -> None:
@@ -203,7 +207,7 @@ class EndEffectorDevice(Device):
         """A new episode: neutral first, and from where the body is then."""
         self._clutch.disarm()
         self._left[:] = 0
-        self.source.read()  # way made between the episodes
+        self._new_grip(self.source.read())  # way made, and buttons pressed, between the episodes
         self.map.reset()
 
     def act(self, obs: Observation) -> np.ndarray:
@@ -211,11 +215,14 @@ class EndEffectorDevice(Device):
         if batch_size(obs) is not None:
             raise ConfigError("a person drives one env", "use a single env, not a vector env")
         motion = self._passed()
-        return self.map.action(obs, self._step(motion), motion.grip)
+        grip = self._new_grip(motion)
+        if motion.toggle:
+            grip = 0.0 if self.map.opening(obs) > 0.5 else 1.0
+        return self.map.action(obs, self._step(motion), grip)
 
     def follow(self, obs: Observation, action: np.ndarray) -> None:
         """Keep up with who drives, and with the switch."""
-        self._passed()
+        self._new_grip(self._passed())
         self._left[:] = 0
         self.map.follow(obs, action)
 
@@ -251,7 +258,17 @@ class EndEffectorDevice(Device):
     # ---- inside -------------------------------------------------------------------------------------------
     def _passed(self) -> Motion:
         motion = self._clutch.pass_on(self.source.read(), self.source.trouble)
-        return motion if self.engaged else Motion(grip=motion.grip, held=False)
+        return (
+            motion
+            if self.engaged
+            else dataclasses.replace(Motion(held=False), grip=motion.grip, toggle=motion.toggle)
+        )
+
+    def _new_grip(self, motion: Motion) -> float | None:
+        """What it says of the gripper, where that changed: who takes over does not let go of what is held."""
+        before = self._grip
+        self._grip = before if motion.grip is None else motion.grip
+        return motion.grip if motion.grip != before else None
 
     def _step(self, motion: Motion) -> np.ndarray:
         """What the tool shall do in one period, (6,) m and rad in the robot's base frame."""

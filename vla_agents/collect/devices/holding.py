@@ -27,11 +27,9 @@ class Holding:
 
     def action(self, last: np.ndarray | None, obs: Observation) -> np.ndarray:
         """The action float32 (D,) that moves nothing, after `last` or, where that is None, at `obs`."""
-        if last is None and self._own is not None:
-            try:
-                return np.array(self._own(), np.float32)
-            except RobotStateError:  # not connected: an observation from elsewhere
-                pass
+        told = self.told() if last is None else None
+        if told is not None:
+            return told
         held = self._units.hold(last, obs.get("state"))
         if held is None:
             raise ConfigError(
@@ -39,3 +37,10 @@ class Holding:
                 "give the state the parts of the action, by the same names",
             )
         return held
+
+    def told(self) -> np.ndarray | None:
+        """What a robot was really told last, as an action (D,); None of an env that does not say."""
+        try:
+            return None if self._own is None else np.array(self._own(), np.float32)
+        except RobotStateError:  # not connected
+            return None

@@ -38,8 +38,7 @@ class KeyboardSource(HandSource):
     def __init__(self, backend: HeldKeys, clock: Callable[[], float] = time.monotonic) -> None:
         self._backend, self._clock = backend, clock
         self._events: list[Event] = []
-        self._open = 1.0
-        self._grips = False  # whether the gripper was ever asked for
+        self._toggled = False
         self._pace = 1.0
 
     def open(self) -> None:
@@ -56,7 +55,7 @@ class KeyboardSource(HandSource):
         self._events += events_of(pressed)
         for key in pressed:
             if key in GRIP:
-                self._open, self._grips = 1.0 - self._open, True
+                self._toggled = not self._toggled
             elif key in SLOWER + FASTER:
                 self._pace = float(np.clip(self._pace * (1.25 if key in FASTER else 0.8), 0.1, 1.0))
         rate = np.zeros(6)
@@ -64,7 +63,8 @@ class KeyboardSource(HandSource):
             if key in MOVES:
                 axis, direction = MOVES[key]
                 rate[axis] += direction
-        return Motion(np.clip(rate, -1, 1) * self._pace, grip=self._open if self._grips else None)
+        toggle, self._toggled = self._toggled, False
+        return Motion(np.clip(rate, -1, 1) * self._pace, toggle=toggle)
 
     def events(self) -> list[Event]:
         """Those of `OPERATOR_KEYS`, where nobody else reads the keys."""

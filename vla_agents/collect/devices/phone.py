@@ -110,7 +110,7 @@ class Hand:
         """What the hand wants, and its way since the last call."""
         with self._lock:
             way, self._way = self._way, np.zeros(6)
-            return Motion(self._rate.copy(), way, self._grip, self._held, self._time)
+            return Motion(self._rate.copy(), way, self._grip, held=self._held, time=self._time)
 
 
 class PhoneSource(HandSource):
@@ -147,6 +147,7 @@ class PhoneSource(HandSource):
         self._client: Any = None
         self._heard = -math.inf
         self.told = ""  # what the page shows
+        self.is_open = True  # the gripper, for its button
 
     @property
     def url(self) -> str:
@@ -271,7 +272,9 @@ class PhoneSource(HandSource):
                     return
                 if time.monotonic() - said > TELL_S:
                     said = time.monotonic()
-                    socket.send(json.dumps({"told": self.told, "dropped": self.hand.dropped}))
+                    socket.send(
+                        json.dumps({"told": self.told, "open": self.is_open, "dropped": self.hand.dropped})
+                    )
         except ConnectionClosed:
             pass
         finally:
@@ -338,13 +341,17 @@ class PhoneDevice(EndEffectorDevice):
     def act(self, obs: Any) -> np.ndarray:
         """See `EndEffectorDevice`; the page is told how it stands."""
         action = super().act(obs)
-        self.page.told = self.trouble or ("leading" if self.engaged else "ready")
+        self._tell(obs, "ready")
         return action
 
     def follow(self, obs: Any, action: np.ndarray) -> None:
         """See `EndEffectorDevice`; likewise."""
         super().follow(obs, action)
-        self.page.told = self.trouble or ("leading" if self.engaged else "the policy drives")
+        self._tell(obs, "the policy drives")
+
+    def _tell(self, obs: Any, otherwise: str) -> None:
+        self.page.told = self.trouble or ("leading" if self.engaged else otherwise)
+        self.page.is_open = self.map.opening(obs) > 0.5
 
 
 def _numbers(message: dict[str, Any], key: str, count: int) -> np.ndarray:

@@ -148,7 +148,7 @@ class SpaceMouseSource(HandSource):
         self._device: Hidraw | Hidapi | None = None
         self._axes = np.zeros(6)
         self._buttons = 0
-        self._open, self._grips = 1.0, False
+        self._toggled = False
         self._events: list[Event] = []
         self._trouble, self._next = "", 0.0
 
@@ -178,7 +178,8 @@ class SpaceMouseSource(HandSource):
             self._trouble = f"the SpaceMouse is gone ({error})"
         axes = np.clip(self._axes / FULL, -1, 1)
         rate = np.concatenate([TO_BASE @ axes[:3], TO_BASE @ axes[3:]])
-        return Motion(rate, grip=self._open if self._grips else None)
+        toggle, self._toggled = self._toggled, False
+        return Motion(rate, toggle=toggle)
 
     def _take(self, report: bytes) -> None:
         """1: translation, and on newer ones the turn behind it; 2: the turn; 3: buttons. Others are left alone."""
@@ -191,7 +192,7 @@ class SpaceMouseSource(HandSource):
             now = int.from_bytes(data[:4], "little")
             fresh, self._buttons = now & ~self._buttons, now
             if fresh & 1:
-                self._open, self._grips = 1.0 - self._open, True
+                self._toggled = not self._toggled
             self._events += [event for bit, event in BUTTONS.items() if fresh >> bit & 1]
 
     def _seek(self) -> None:
