@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import io
 import json
+import re
 import shutil
 import subprocess
 import threading
@@ -217,3 +218,13 @@ def test_in_a_browser(viewer: Viewer) -> None:
     assert "cannot be read" not in shown
     other = dom(viewer.url + "#2")  # text of the dataset is text
     assert "&lt;b&gt;put&lt;/b&gt; it &amp; 'go'" in other and "<b>put</b>" not in other
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_it_plays_at_the_recorded_rate(viewer: Viewer) -> None:
+    """By the clock of the page, which stands still while it waits for an answer (`--virtual-time-budget`)."""
+    shown = dom(viewer.url + "#3:0:play")
+    found = re.search(r'data-played="0-(\d+) in (\d+) ms"', shown)
+    assert found and int(found[1]) == LENGTH - 1 and f'data-step="{LENGTH - 1}"' in shown
+    times = open_dataset(viewer.content.reader.path).read(3, images=False).time
+    assert float(found[2]) == pytest.approx((times[-1] - times[0]) * 1000, rel=0.15)

@@ -87,7 +87,7 @@ async function open(number, at = 0) {
     episode.intervened.length ? ` · ${episode.intervened.length} steps by a human (shaded)` : "",
     episode.repeated.length ? ` · ${episode.repeated.length} repeated pictures` : "");
   $("step").max = episode.length - 1;
-  showFindings(); showCurves(); seek(at);
+  showFindings(); showCurves(); await seek(at);
   if (!exported) showRows();
 }
 // When each step is due, seconds: the recorded times, or the nominal ones where those do not run forward.
@@ -126,14 +126,10 @@ function showCurves() {
 }
 
 // ---- pictures: all cameras show the same step, or none is changed ------------------------------------------
-// A block of pictures comes in one answer; a picture is decoded when it is about to be shown, beside the page's own thread.
+// A block of pictures comes in one answer.
 const blocks = new Map(), pictures = new Map();
 let bytes = 0;
-function forget() {
-  blocks.clear();
-  for (const entry of pictures.values()) entry.then(bitmap => bitmap && bitmap.close());
-  pictures.clear(); bytes = 0;
-}
+function forget() { blocks.clear(); pictures.clear(); bytes = 0; }
 async function load(name) {
   const answer = await fetch(`pictures/${name}`);
   if (!answer.ok) throw new Error(await answer.text());
@@ -148,22 +144,31 @@ function block(camera, at) {
   if (!blocks.has(name)) blocks.set(name, load(name).catch(error => { problem(error.message); return []; }));
   return blocks.get(name);
 }
-function alone(camera, at) {  // an exported page has no server, and a file cannot fetch another
-  const image = new Image();
-  image.src = `picture/${episode.episode}/${camera}/${at}.jpg`;
-  return image.decode().then(() => image, () => null);
+function loaded(address) {
+  return new Promise(done => {
+    const image = new Image();
+    image.onload = () => done(image); image.onerror = () => done(null);
+    image.src = address;
+  });
+}
+async function cut(camera, at) {  // out of its block
+  const blob = (await block(camera, at))[at % BLOCK];
+  if (!blob) return null;
+  const address = URL.createObjectURL(blob), image = await loaded(address);
+  URL.revokeObjectURL(address);
+  return image;
 }
 function picture(camera, at) {
   const key = `${camera}/${at}`;
   let found = pictures.get(key);
   if (!found) {
-    found = exported ? alone(camera, at) : block(camera, at).then(blobs => blobs[at % BLOCK] ? createImageBitmap(blobs[at % BLOCK]) : null).catch(() => null);
+    // An exported page has no server, and a file cannot fetch another.
+    found = exported ? loaded(`picture/${episode.episode}/${key}.jpg`) : cut(camera, at);
     pictures.set(key, found);
     bytes += 4 * dataset.cameras[camera].width * dataset.cameras[camera].height;
     while (bytes > KEPT && pictures.size > 4 * dataset.cameras.length) {
-      const [old, gone] = pictures.entries().next().value, shape = dataset.cameras[old.split("/")[0]];
+      const old = pictures.keys().next().value, shape = dataset.cameras[old.split("/")[0]];
       pictures.delete(old); bytes -= 4 * shape.width * shape.height;
-      gone.then(bitmap => bitmap && bitmap.close && bitmap.close());
     }
   }
   return found;
@@ -200,17 +205,19 @@ function show(at, shown) {
 // video players do; where none comes at all the clock waits. ------------------------------------------------------------
 let turn = 0;
 function stop() { playing = false; turn++; $("play").textContent = "▶ play"; }
-const frame = () => new Promise(done => exported || !document.hidden ? requestAnimationFrame(done) : setTimeout(done, 30));
+const pause = milliseconds => new Promise(done => setTimeout(done, milliseconds));
 async function play() {
   if (playing) { stop(); return; }
   if (episode.length < 2) return;
   const mine = ++turn, times = episode.clock;
   playing = true; $("play").textContent = "❚❚ stop";
   if (step >= episode.length - 1 && !await seek(0)) return;
-  let now = performance.now(), at = times[step];
+  const began = performance.now(), from = step;
+  let now = began, at = times[step];
   while (playing && mine === turn && step < episode.length - 1) {
-    await frame();
-    const later = performance.now(), speed = Number($("speed").value);
+    const speed = Number($("speed").value);
+    await pause(Math.min(Math.max((times[step + 1] - at) / speed * 1000, 4), 200));
+    const later = performance.now();
     at += Math.min(later - now, 3000) / 1000 * speed; now = later;  // a page that slept goes on where it was
     let next = step;
     while (next < episode.length - 1 && times[next + 1] <= at) next++;
@@ -218,12 +225,14 @@ async function play() {
     wanted = next;
     const asked = performance.now(), leap = next - step;
     const shown = await Promise.all(dataset.cameras.map((_, c) => picture(c, next)));
-    if (mine !== turn || wanted !== next) return;
+    if (mine !== turn) return;
+    if (wanted !== next) { stop(); return; }  // somebody went elsewhere
     for (let k = 1; k <= 3 && next + k * leap < episode.length; k++) dataset.cameras.forEach((_, c) => picture(c, next + k * leap));
     show(next, shown);
     ahead(next + 1);
     if (performance.now() - asked > 1000) { now = performance.now(); at = times[next]; }  // nothing to show: the clock waits
   }
+  document.body.dataset.played = `${from}-${step} in ${Math.round(performance.now() - began)} ms`;
   if (mine === turn) stop();
 }
 
@@ -236,7 +245,7 @@ async function watchCheck() {
   $("checked").title = found.general.map(f => `${f.severity}: ${f.message}`).join("\n");
   document.body.dataset.checked = "yes";
   pages.clear(); asked++; showRows();
-  if (episode) { episode.findings = (await get("data/episode/" + episode.episode)).findings; showFindings(); showCurves(); seek(wanted); }
+  if (episode) { episode.findings = (await get("data/episode/" + episode.episode)).findings; showFindings(); showCurves(); if (!playing) seek(wanted); }
 }
 function key(event) {
   if (event.target.matches("input[type=search], select")) { if (event.key === "Escape") event.target.blur(); return; }
@@ -271,10 +280,11 @@ async function begin() {
   $("list").onscroll = showRows; $("only").onchange = renewList;
   let typing; $("words").oninput = () => { clearTimeout(typing); typing = setTimeout(renewList, 200); };
   document.addEventListener("keydown", key); window.addEventListener("resize", showRows);
-  const [number, at] = location.hash.slice(1).split(":").map(Number);
-  if (exported) { $("side").hidden = true; $("side").style.display = "none"; await open(exported.episode.episode, at || 0); return; }
+  const hash = location.hash.slice(1).split(":"), [number, at] = hash.map(Number), plays = hash[2] === "play";
+  if (exported) { $("side").hidden = true; $("side").style.display = "none"; await open(exported.episode.episode, at || 0); if (plays) play(); return; }
   showRows();
   if (dataset.episodes) await open(number < dataset.episodes ? number : 0, at || 0);
+  if (plays) play();
   watchCheck();
 }
 begin().catch(error => problem(error.message));
