@@ -19,8 +19,9 @@ from vla_agents.data import open_dataset
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs import make_env, make_vec
 from vla_agents.errors import CheckpointError, ConfigError, EmbodimentMismatchError, UnknownNameError
-from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator, run_eval
+from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator
 from vla_agents.eval.report import EvalReport
+from vla_agents.eval.run import run_eval
 from vla_agents.policies.checkpoint import save_policy
 from vla_agents.policies.qwen_oft import QwenOFT
 from vla_agents.rollout import Listener, StepEvent, rollout

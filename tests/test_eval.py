@@ -24,8 +24,9 @@ from vla_agents.chunking import RecedingHorizon
 from vla_agents.config import load_config
 from vla_agents.envs import make_env, make_vec
 from vla_agents.errors import ConfigError, EmbodimentMismatchError, UnknownNameError
-from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator, evaluate, run_eval
+from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator, evaluate
 from vla_agents.eval.report import EvalReport
+from vla_agents.eval.run import run_eval
 from vla_agents.eval.stats import aggregate, by_task, wilson
 from vla_agents.rollout import EpisodeResult
 
@@ -279,9 +280,10 @@ import fake_env, time
 step = fake_env.FakeEnv.step
 fake_env.FakeEnv.step = lambda self, action: (time.sleep(0.01), step(self, action))[1]
 from pathlib import Path
-from vla_agents.eval.evaluate import EvalConfig, run_eval
+from vla_agents.eval import evaluate as module
+from vla_agents.eval.evaluate import EvalConfig
+from vla_agents.eval.run import run_eval
 from vla_agents.rollout import Listener
-module = sys.modules[run_eval.__module__]
 class Mark(module._Finished):
     def on_end(self, slot, result):
         super().on_end(slot, result)

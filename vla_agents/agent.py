@@ -189,10 +189,12 @@ class ChunkingAgent(Agent):
         for slot in busy:
             actions[slot] = self.chunker.next(slot)
         if not np.isfinite(actions).all():
-            raise ActionError(
+            error = ActionError(
                 f"the policy gave a non-finite action: {actions[~np.isfinite(actions).all(-1)][0].tolist()}",
                 "the weights or the statistics are damaged: check the checkpoint with `vla-agents info`",
             )
+            error.actions = actions
+            raise error
         return actions[0] if count is None else actions
 
     def _drop_chunks_of_changed_instructions(self, now: list[str]) -> None:
@@ -210,6 +212,8 @@ class PolicyAgent(ChunkingAgent):
         chunker: How chunks become actions; None takes the policy's own default.
         transforms: From the env's observations to the policy's, in order.
         embodiment: The env's embodiment where transforms stand between; None: the policy's own.
+        exact: Plan for each env by itself, not in a batch: actions do not depend on the number of envs, not even in the
+            last bit (batches of other sizes round differently); slower.
     """
 
     def __init__(
@@ -219,6 +223,7 @@ class PolicyAgent(ChunkingAgent):
         chunker: Chunker | None = None,
         transforms: tuple[Transform, ...] = (),
         embodiment: Embodiment | None = None,
+        exact: bool = False,
     ) -> None:
         from vla_agents.chunking import RecedingHorizon
         from vla_agents.transforms import Compose
@@ -230,6 +235,7 @@ class PolicyAgent(ChunkingAgent):
             self.transform.embodiment(self.embodiment), ours="policy", theirs="env after transforms"
         )
         self._generators: dict[int, Any] = {}
+        self.exact = exact
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """As every `ChunkingAgent`."""
@@ -250,7 +256,11 @@ class PolicyAgent(ChunkingAgent):
 
     def plan_slots(self, slots: Sequence[int], observations: Sequence[Observation]) -> Sequence[np.ndarray]:
         """Through the policy in one batch."""
-        return self.plan_batch(observations, [self._generator(slot) for slot in slots])
+        generators = [self._generator(slot) for slot in slots]
+        if not self.exact:
+            return self.plan_batch(observations, generators)
+        pairs = zip(observations, generators, strict=True)
+        return [chunk for obs, generator in pairs for chunk in self.plan_batch([obs], [generator])]
 
     def plan_batch(
         self,
@@ -307,7 +317,8 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
             `docs/serving.md` for its options.
         env: Where given, the env's embodiment is compared with the checkpoint's, and a mismatch refused.
         **overrides: `device`, `execute` (actions of a chunk to carry out), `ensemble` (`"act"` or
-            `"cosine"`), `transforms`, `chunker`, `embodiment` (the env's); `asynchronous` (plan in a thread while the
+            `"cosine"`), `exact` (plan for each env by itself), `transforms`, `chunker`, `embodiment` (the env's);
+            `asynchronous` (plan in a thread while the
             last chunk plays), and with it `when_late` (`"hold"` or `"slow"`) and `continue_chunks`; `compile` (act by
             compiled graphs, which takes minutes before the first act, see `Policy.warm_up`); see `docs/agents.md`. For a
             StarVLA checkpoint also what its files do not say: the fields of `StarVLAOptions` (`vlm`, `unnormalization`,
@@ -346,7 +357,8 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
         transforms, body = found.transforms, found.embodiment
     elif is_relative(policy.embodiment):
         transforms, body = with_relative_actions(transforms, wanted, policy=f"checkpoint {path}"), wanted
-    agent = PolicyAgent(policy, chunker=chunker, transforms=transforms, embodiment=body)
+    exact = bool(overrides.get("exact"))
+    agent = PolicyAgent(policy, chunker=chunker, transforms=transforms, embodiment=body, exact=exact)
     if env is not None:
         agent.embodiment.require(embodiment_of(env), ours=f"checkpoint {path}", theirs="env")
     if overrides.get("compile"):
@@ -381,6 +393,6 @@ SERVERS = Registry(
 )
 
 _AGENT_OPTIONS = frozenset(
-    {"device", "execute", "ensemble", "transforms", "chunker", "embodiment", "compile"}
+    {"device", "execute", "ensemble", "transforms", "chunker", "embodiment", "compile", "exact"}
     | {"asynchronous", "when_late", "continue_chunks"}
 )

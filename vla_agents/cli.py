@@ -162,9 +162,9 @@ def _train(args: Sequence[str]) -> None:
 
 
 def _eval(args: Sequence[str]) -> None:
-    from vla_agents.eval.evaluate import EvalConfig, run_eval
+    from vla_agents.eval_cli import main as evaluation
 
-    run_eval(parse(EvalConfig, args, "eval"))
+    evaluation(args)
 
 
 def _serve(args: Sequence[str]) -> None:
@@ -272,7 +272,9 @@ COMMANDS: dict[str, _Command] = {
     ),
     "collect": _Command(_collect, "record episodes of an expert, a policy or chance into a dataset"),
     "train": _Command(_train, "train a policy on recorded episodes"),
-    "eval": _Command(_eval, "evaluate an agent in an env: table, JSON, HTML page, videos"),
+    "eval": _Command(
+        _eval, "evaluate an agent in an env or suite: table, JSON, page, videos; eval compare|merge|suites"
+    ),
     "serve": _Command(
         _serve, "serve a policy to robots and evaluations, over the network or on this machine"
     ),

@@ -107,7 +107,14 @@ class ObservationError(VlaAgentsError, ValueError):
 
 
 class ActionError(VlaAgentsError, ValueError):
-    """An action that must not reach an env, a dataset or a motor: NaN, infinite, wrong length."""
+    """An action that must not reach an env, a dataset or a motor: NaN, infinite, wrong length.
+
+    Attributes:
+        actions: Where an agent for several envs raises it, what it would have answered, (N, D): only the rows that are
+            not finite are to blame.
+    """
+
+    actions: Any = None
 
 
 class TokenDecodeError(ActionError):

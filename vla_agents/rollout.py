@@ -19,7 +19,7 @@ import numpy as np
 from gymnasium.vector import VectorEnv
 
 from vla_agents.agent import Agent, Observation
-from vla_agents.errors import ActionError, ConfigError
+from vla_agents.errors import ActionError, ConfigError, VlaAgentsError
 from vla_agents.slots import Slots, slots_of
 
 
@@ -38,6 +38,7 @@ class EpisodeResult:
         truncated: It was cut off (step limit).
         seconds: Wall time from reset to end (shared with the other slots of a vector env).
         info: The other plain values of the last `info`.
+        error: Why the episode was given up, where the agent could not act (see `rollout`); "" else.
     """
 
     seed: int
@@ -50,6 +51,7 @@ class EpisodeResult:
     truncated: bool
     seconds: float
     info: dict[str, Any] = field(default_factory=dict)
+    error: str = ""
 
 
 class Listener:
@@ -94,6 +96,7 @@ def rollout(
     listeners: Sequence[Listener] = (),
     *,
     max_steps: int | None = None,
+    mark_errors: bool = False,
 ) -> list[EpisodeResult]:
     """Run one episode per seed.
 
@@ -105,6 +108,8 @@ def rollout(
             before.
         listeners: Are told everything, in order.
         max_steps: Cut episodes off after so many steps (beside the env's own limit).
+        mark_errors: Where the agent gives an action of another shape, or one that is not finite, or raises an error of
+            this library, end the episodes concerned with that `error` and go on with the next ones, instead of raising.
 
     Returns:
         One result per seed, in the order of the seeds.
@@ -112,7 +117,7 @@ def rollout(
     if max_steps is not None and max_steps < 1:
         raise ConfigError(f"max_steps is {max_steps}, it must be at least 1")
     slots = slots_of(env)
-    run = _Run(slots, agent, iter(seeds), listeners, max_steps)
+    run = _Run(slots, agent, iter(seeds), listeners, max_steps, mark_errors)
     try:
         run.fill(np.ones(slots.count, bool))
         while any(run.open):
@@ -132,10 +137,12 @@ class _Open:
     seed: int
     instruction: str
     started: float
+    info: dict[str, Any]  # the last one
     steps: int = 0
     reward: float = 0.0
 
-    def finish(self, terminated: bool, truncated: bool, info: dict[str, Any]) -> EpisodeResult:
+    def finish(self, terminated: bool, truncated: bool, error: str = "") -> EpisodeResult:
+        info = self.info
         plain = {
             k: v
             for k, v in info.items()
@@ -145,13 +152,14 @@ class _Open:
             seed=self.seed,
             task=str(info.get("task", "")),
             instruction=self.instruction,
-            success=bool(info.get("success", False)),
+            success=bool(info.get("success", False)) and not error,
             steps=self.steps,
             reward=self.reward,
             terminated=terminated,
             truncated=truncated,
             seconds=time.monotonic() - self.started,
             info=plain,
+            error=error,
         )
 
 
@@ -165,11 +173,14 @@ class _Run:
         seeds: Iterator[int],
         listeners: Sequence[Listener],
         max_steps: int | None,
+        mark_errors: bool,
     ) -> None:
         self._slots, self._agent, self._listeners, self._max_steps = slots, agent, listeners, max_steps
+        self._mark_errors = mark_errors
         self._seeds = enumerate(seeds)
         self.open: list[_Open | None] = [None] * slots.count
         self.results: dict[int, EpisodeResult] = {}
+        self._given_up: set[int] = set()  # slots whose episode was given up in this tick
 
     def fill(self, free: np.ndarray) -> None:
         """Start the next episodes in the free slots, bool (N,); slots for which no seed is left idle."""
@@ -186,7 +197,9 @@ class _Run:
         self._reset_agent(mine, free)
         for slot, (index, seed) in mine.items():
             obs = self._slots.single(slot)
-            self.open[slot] = _Open(index, seed, str(obs.get("instruction", "")), time.monotonic())
+            self.open[slot] = _Open(
+                index, seed, str(obs.get("instruction", "")), time.monotonic(), infos[slot]
+            )
             for listener in self._listeners:
                 listener.on_reset(slot, seed, obs, infos[slot])
 
@@ -201,16 +214,18 @@ class _Run:
         """Act and step once; returns the slots that are free now, bool (N,)."""
         now = self._slots.captured()
         before = [self._slots.single(slot) for slot in range(self._slots.count)]
-        actions = np.asarray(self._agent.act(self._slots.observation))
-        self._check(actions)
-        free = np.zeros(self._slots.count, bool)
+        actions = self._act()
+        free = np.array([episode is None for episode in self.open])
+        if free.all():  # all were given up
+            return free
         for slot, (reward, terminated, truncated, info) in enumerate(self._slots.step(actions)):
             episode = self.open[slot]
-            free[slot] = terminated or truncated
             if episode is None:
+                free[slot] = slot in self._given_up or terminated or truncated
                 continue
             episode.steps += 1
             episode.reward += reward
+            episode.info = info
             truncated = truncated or (self._max_steps is not None and episode.steps >= self._max_steps)
             free[slot] = terminated or truncated
             action = actions if self._slots.is_single else actions[slot]
@@ -219,8 +234,35 @@ class _Run:
             for listener in self._listeners:
                 listener.on_step(slot, event)
             if free[slot]:
-                self._end(slot, episode.finish(terminated, truncated, info))
+                self._end(slot, episode.finish(terminated, truncated))
         return free
+
+    def _act(self) -> np.ndarray:
+        """Actions that may be carried out; episodes in which there are none are given up or raise."""
+        self._given_up.clear()
+        try:
+            actions = np.asarray(self._agent.act(self._slots.observation))
+            self._check_shape(actions)
+        except VlaAgentsError as error:
+            if not self._mark_errors:
+                raise
+            found = getattr(error, "actions", None)
+            if found is None:
+                for slot in range(self._slots.count):
+                    self._give_up(slot, str(error))
+                return np.zeros(0)
+            actions = found
+        rows = actions[None] if self._slots.is_single else actions
+        for slot, episode in enumerate(self.open):
+            if episode is not None and not np.isfinite(rows[slot]).all():
+                self._refuse(slot, episode, rows[slot])
+        return np.nan_to_num(actions, nan=0.0, posinf=0.0, neginf=0.0) if self._given_up else actions
+
+    def _give_up(self, slot: int, why: str) -> None:
+        episode = self.open[slot]
+        if episode is not None:
+            self._given_up.add(slot)
+            self._end(slot, episode.finish(False, False, why.split("\n")[0]))
 
     def _end(self, slot: int, result: EpisodeResult) -> None:
         episode = self.open[slot]
@@ -230,19 +272,23 @@ class _Run:
         for listener in self._listeners:
             listener.on_end(slot, result)
 
-    def _check(self, actions: np.ndarray) -> None:
-        """Refuse actions of another shape, or that are not finite, before they reach an env or a file."""
+    def _check_shape(self, actions: np.ndarray) -> None:
         expected = self._slots.action_shape
         if expected is not None and actions.shape != expected:
             raise ActionError(
                 f"the agent gave actions of shape {actions.shape}, the env expects {expected}",
                 "is the agent made for this env? a vector env takes one action per slot",
             )
-        rows = actions if not self._slots.is_single else actions[None]
-        for slot, episode in enumerate(self.open):
-            if episode is not None and not np.isfinite(rows[slot]).all():
-                raise ActionError(
-                    f"the agent gave an action that is not finite in the episode of seed {episode.seed}, "
-                    f"step {episode.steps}: {rows[slot].tolist()}",
-                    "the env was not stepped with it; check the agent (a policy: its weights and statistics)",
-                )
+
+    def _refuse(self, slot: int, episode: _Open, action: np.ndarray) -> None:
+        """An action that is not finite reaches neither an env nor a file."""
+        problem = (
+            f"the agent gave an action that is not finite in the episode of seed {episode.seed}, "
+            f"step {episode.steps}: {action.tolist()}"
+        )
+        if not self._mark_errors:
+            raise ActionError(
+                problem,
+                "the env was not stepped with it; check the agent (a policy: its weights and statistics)",
+            )
+        self._give_up(slot, problem)

@@ -1,13 +1,12 @@
 """Closed-loop evaluation: an agent, an env, fixed seeds, a report.
 
-report = evaluate(env, agent, seeds=range(100_000, 100_100))       # as a library
-report = run_eval(EvalConfig(agent="runs/demo/best"))              # what `vla-agents eval` does
+report = evaluate(env, agent, seeds=range(100_000, 100_100))
+
+What `vla-agents eval` does beside this (files, resuming, videos) is in `run.py`.
 """
 
 from __future__ import annotations
 
-import contextlib
-import shutil
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,41 +15,40 @@ from typing import Any, Literal
 
 import gymnasium
 import numpy as np
-import rich
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from rich.console import Console
 
 from vla_agents.agent import Agent, Observation, PolicyAgent
-from vla_agents.arguments import Options, make_agent
+from vla_agents.arguments import Options
 from vla_agents.bodies import Body, choose_body
 from vla_agents.chunking import make_chunker
-from vla_agents.config import save_yaml, to_dict
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs.vector import make_env, make_vec
 from vla_agents.envs.wrappers import SwappedInstruction
 from vla_agents.errors import ConfigError
-from vla_agents.eval.page import Section, write_page
 from vla_agents.eval.report import EvalReport, Timing
-from vla_agents.eval.video import Clip, VideoRecorder
 from vla_agents.progress import ProgressBar
 from vla_agents.rollout import EpisodeResult, Listener, rollout
 from vla_agents.versions import package_versions
 
+EPISODES = 100
 FIRST_SEED = 100_000  # recordings start at 0: what is evaluated has not been seen in training
 
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Evaluate an agent in closed loop."""
+    """Evaluate an agent in closed loop. See also `vla-agents eval compare A B`, `eval merge OUT PARTS`, `eval suites`."""
 
     agent: str = "expert"
     """Who acts: a checkpoint (folder or hub id), "expert" (the environment's own) or "random"."""
+    suite: str = ""
+    """A benchmark by name, e.g. libero_object: env, episodes and protocol as published ("list" shows all)."""
     env: str = "vla_agents/Tabletop-v0"
-    """Id of the environment."""
+    """Id of the environment, where no suite is named."""
     env_args: Options = field(default_factory=dict)
     """Options of the environment, e.g. task=lift image_size=64."""
-    episodes: int = 100
-    """Number of episodes."""
+    episodes: int | None = None
+    """Number of episodes; by default 100, or all of the suite."""
     seed: int = FIRST_SEED
     """Reset seed of the first episode; the next ones count up. Keep away from the seeds trained on."""
     num_envs: int = 8
@@ -73,6 +71,14 @@ class EvalConfig:
     """How many episodes to keep as videos, failures first."""
     metrics: Path | None = None
     """metrics.jsonl whose curves the page shows; by default that of the checkpoint's training run."""
+    resume: bool = False
+    """Go on with the evaluation in --out; episodes that are finished are not played again."""
+    overwrite: bool = False
+    """Replace an unfinished evaluation in --out."""
+    shard: str = ""
+    """Play a part of the episodes, e.g. 2/4 on the second of four machines; `vla-agents eval merge` puts them together."""
+    exact: bool = False
+    """The policy plans for each environment by itself: results do not depend on --num-envs to the last bit; slower."""
 
 
 def evaluate(
@@ -84,6 +90,7 @@ def evaluate(
     max_steps: int | None = None,
     config: dict[str, Any] | None = None,
     keep_partial: bool = False,
+    mark_errors: bool = False,
     title: str = "evaluating",
     progress: bool = True,
     console: Console | None = None,
@@ -98,6 +105,7 @@ def evaluate(
         max_steps: Cut episodes off after so many steps.
         config: Plain data about what is evaluated, kept in the report.
         keep_partial: On Ctrl-C, return a report marked `partial` of the finished episodes instead of raising.
+        mark_errors: Go on where the agent cannot act; such episodes are marked as errors, see `rollout`.
         title: Of the progress bar.
         progress: Whether to draw one.
         console: Where it is drawn.
@@ -108,7 +116,9 @@ def evaluate(
     started = time.monotonic()
     with ProgressBar(title, len(order), console=console, visible=progress) as bar:
         try:
-            results = rollout(env, timed, order, [finished, *listeners, bar], max_steps=max_steps)
+            results = rollout(
+                env, timed, order, [finished, *listeners, bar], max_steps=max_steps, mark_errors=mark_errors
+            )
         except KeyboardInterrupt:
             if not keep_partial:
                 raise
@@ -120,35 +130,11 @@ def evaluate(
         act_seconds=timed.seconds,
         actions=sum(result.steps for result in results),
         episodes=tuple(result.seconds for result in results),
+        num_envs=getattr(env, "num_envs", 1),
+        asynchronous=isinstance(env, AsyncVectorEnv),
     )
     renderer = next((str(r.info["renderer"]) for r in results if "renderer" in r.info), "")
     return EvalReport(tuple(results), dict(config or {}), package_versions(), renderer, timing, partial)
-
-
-def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bool = True) -> EvalReport:
-    """Evaluate as a config says; prints the table, writes results.json, report.html, run.yaml, videos/.
-
-    Raises:
-        KeyboardInterrupt: Ctrl-C, after the finished episodes were written (marked as partial).
-    """
-    _check(config)
-    console = console or rich.get_console()
-    config.out.mkdir(parents=True, exist_ok=True)
-    save_yaml(config, config.out / "run.yaml")
-    report, clips = _play(config, console, progress)
-    report.save(config.out / "results.json")
-    title = f"{config.agent} in {config.env}" + (" (swapped instructions)" if config.swapped else "")
-    metrics = config.metrics or _metrics_of(config.agent)
-    write_page(
-        config.out / "report.html", [Section("Success", report, clips=clips)], title=title, metrics=metrics
-    )
-    console.print(report.table(title))
-    console.print(f"Report: {config.out / 'report.html'}", soft_wrap=True, markup=False, highlight=False)
-    if report.partial:
-        line = f"Stopped: {len(report.episodes)} finished episodes are in {config.out}, marked as partial."
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-        raise KeyboardInterrupt
-    return report
 
 
 class PolicyEvaluator:
@@ -162,7 +148,7 @@ class PolicyEvaluator:
     """
 
     def __init__(self, config: EvalConfig, *, progress: bool = False) -> None:
-        _check(config)
+        check_config(config)
         self._config, self._progress = config, progress
         self._env: gymnasium.Env | VectorEnv | None = None
         self.reports: dict[int, EvalReport] = {}
@@ -185,7 +171,7 @@ class PolicyEvaluator:
         chunker = make_chunker(execute, policy.horizon, config.ensemble)
         agent = PolicyAgent(policy, chunker=chunker, transforms=body.transforms, embodiment=body.embodiment)
         try:
-            seeds = range(config.seed, config.seed + config.episodes)
+            seeds = range(config.seed, config.seed + (config.episodes or EPISODES))
             report = evaluate(self._env, agent, seeds, max_steps=config.max_steps, progress=self._progress)
         finally:
             policy.train(was_training)
@@ -203,49 +189,20 @@ class PolicyEvaluator:
 def make_eval_env(config: EvalConfig) -> gymnasium.Env | VectorEnv:
     """The env a config describes; a single one where `num_envs` is 1."""
     wrappers = (SwappedInstruction,) if config.swapped else ()
-    count = min(config.num_envs, config.episodes)
+    count = min(config.num_envs, config.episodes or EPISODES)
     if count == 1 and not config.asynchronous:
         return make_env(config.env, wrappers, **config.env_args)
     return make_vec(config.env, count, asynchronous=config.asynchronous, wrappers=wrappers, **config.env_args)
 
 
-def _play(config: EvalConfig, console: Console, progress: bool) -> tuple[EvalReport, list[Clip]]:
-    folder = config.out / "videos"
-    if folder.is_dir():
-        shutil.rmtree(folder)  # those of an earlier evaluation
-    with contextlib.closing(make_eval_env(config)) as env:
-        videos = VideoRecorder(folder, config.videos, embodiment_of(env).control_hz)
-        options = {"execute": config.execute, "ensemble": config.ensemble, "device": config.device}
-        with make_agent(config.agent, env, seed=config.seed, **options) as agent:
-            report = evaluate(
-                env,
-                agent,
-                range(config.seed, config.seed + config.episodes),
-                listeners=[videos] if config.videos else [],
-                max_steps=config.max_steps,
-                config={k: v for k, v in to_dict(config).items() if k not in ("out", "videos", "metrics")},
-                keep_partial=True,
-                progress=progress,
-                console=console,
-            )
-    return report, videos.finish()
-
-
-def _check(config: EvalConfig) -> None:
+def check_config(config: EvalConfig) -> None:
+    """Raise `ConfigError` for counts that make no sense."""
     for name in ("episodes", "num_envs"):
-        if getattr(config, name) < 1:
+        if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}, it must be at least 1")
     for name in ("seed", "videos"):
         if getattr(config, name) < 0:
             raise ConfigError(f"{name} is {getattr(config, name)}, it must not be negative")
-
-
-def _metrics_of(agent: str) -> Path | None:
-    """The curves of the run a checkpoint lies in."""
-    for folder in (Path(agent), *list(Path(agent).parents)[:2]):
-        if (folder / "metrics.jsonl").is_file() and folder != Path():
-            return folder / "metrics.jsonl"
-    return None
 
 
 class _Finished(Listener):

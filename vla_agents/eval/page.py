@@ -134,6 +134,8 @@ def _section(section: Section, folder: Path | None) -> str:
     flag = (
         '<p class="flag">Interrupted: only the finished episodes are counted.</p>' if report.partial else ""
     )
+    if found.errors:
+        flag += f'<p class="flag">{found.errors} episodes are errors (the agent could not act); they are not counted.</p>'
     plots = ""
     if len(tasks) > 1:
         rows = [(task or "(unnamed)", a.successes, a.episodes, a.low, a.high) for task, a in tasks.items()]
@@ -198,6 +200,7 @@ def _episodes(results: Sequence[EpisodeResult]) -> str:
 
 def _episode(result: EpisodeResult, flags: Sequence[str]) -> str:
     outcome = "success" if result.success else ("failure" if result.terminated else "out of time")
+    outcome = f"error: {result.error}" if result.error else outcome
     cells = "".join(f"<td>{'yes' if result.info.get(name) else ''}</td>" for name in flags)
     reward = f"{result.reward:g}" if math.isfinite(result.reward) else ""
     return (

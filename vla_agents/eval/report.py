@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from vla_agents.errors import ConfigError
+from vla_agents.eval.ledger import Entry, finite, from_row, to_row
 from vla_agents.eval.stats import Aggregate, aggregate, by_task, percent
 from vla_agents.rollout import EpisodeResult
 
@@ -26,12 +26,16 @@ class Timing:
         act_seconds: Of that, spent in `agent.act`.
         actions: Number of actions of all episodes together.
         episodes: Wall seconds of each episode; with several envs they overlap.
+        num_envs: Environments side by side.
+        asynchronous: Whether each had a process of its own.
     """
 
     seconds: float = 0.0
     act_seconds: float = 0.0
     actions: int = 0
     episodes: tuple[float, ...] = ()
+    num_envs: int = 1
+    asynchronous: bool = False
 
     def per_action(self) -> tuple[float, float]:
         """Milliseconds per action: all together, and of that in `agent.act`."""
@@ -50,6 +54,7 @@ class EvalReport:
         renderer: `info["renderer"]`, "" where the env names none.
         timing: Wall times.
         partial: The evaluation was interrupted; `episodes` are those that were finished.
+        digests: For each episode those of its first and last observation (see `ledger.Entry`); empty where not taken.
     """
 
     episodes: tuple[EpisodeResult, ...]
@@ -58,6 +63,7 @@ class EvalReport:
     renderer: str = ""
     timing: Timing = Timing()
     partial: bool = False
+    digests: tuple[tuple[str, str], ...] = ()
 
     @property
     def overall(self) -> Aggregate:
@@ -74,6 +80,11 @@ class EvalReport:
         """Share of successful episodes."""
         return self.overall.success
 
+    def entries(self) -> list[Entry]:
+        """The episodes with their digests."""
+        digests = self.digests or (("", ""),) * len(self.episodes)
+        return [Entry(result, *pair) for result, pair in zip(self.episodes, digests, strict=True)]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data. Without `"timing"` it is the same for the same seeds, agent and versions."""
         wall, infer = self.timing.per_action()
@@ -85,7 +96,7 @@ class EvalReport:
             "renderer": self.renderer,
             "overall": self.overall.to_dict(),
             "tasks": {task: found.to_dict() for task, found in self.tasks.items()},
-            "episodes": [_row(result) for result in self.episodes],
+            "episodes": [to_row(entry) for entry in self.entries()],
             "timing": {
                 "seconds": self.timing.seconds,
                 "act_seconds": self.timing.act_seconds,
@@ -93,13 +104,18 @@ class EvalReport:
                 "ms_per_action": wall,
                 "infer_ms_per_action": infer,
                 "episodes": list(self.timing.episodes),
+                "num_envs": self.timing.num_envs,
+                "asynchronous": self.timing.asynchronous,
             },
         }
 
     def save(self, path: str | Path) -> None:
         """Write as JSON."""
-        text = json.dumps(_finite(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False, default=str)
-        Path(path).write_text(text + "\n", encoding="utf-8")
+        text = json.dumps(finite(self.to_dict()), indent=1, ensure_ascii=False, allow_nan=False, default=str)
+        path = Path(path)
+        new = path.with_name(path.name + ".new")
+        new.write_text(text + "\n", encoding="utf-8")
+        new.replace(path)
 
     @classmethod
     def load(cls, path: str | Path) -> EvalReport:
@@ -109,15 +125,20 @@ class EvalReport:
             if data["schema"] != SCHEMA:
                 raise ConfigError(f"{path}: schema {data['schema']!r}, this version reads {SCHEMA!r}")
             times = data["timing"]["episodes"]
-            rows = [
-                EpisodeResult(**row, seconds=seconds)
+            entries = [
+                from_row(row | {"seconds": seconds})
                 for row, seconds in zip(data["episodes"], times, strict=True)
             ]
-            timing = Timing(
-                **{k: data["timing"][k] for k in ("seconds", "act_seconds", "actions")}, episodes=tuple(times)
-            )
+            known = ("seconds", "act_seconds", "actions", "num_envs", "asynchronous")
+            timing = Timing(**{k: v for k, v in data["timing"].items() if k in known}, episodes=tuple(times))
             return cls(
-                tuple(rows), data["config"], data["versions"], data["renderer"], timing, data["partial"]
+                tuple(entry.result for entry in entries),
+                data["config"],
+                data["versions"],
+                data["renderer"],
+                timing,
+                data["partial"],
+                tuple((entry.first, entry.last) for entry in entries),
             )
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such file", "`vla-agents eval` writes results.json") from None
@@ -132,14 +153,21 @@ class EvalReport:
             title=title or None, title_justify="left", caption=self.summary(), caption_justify="left"
         )
         table.add_column("task", overflow="fold")
-        for name in ("success", "95 % interval", "episodes", "steps"):
+        names = (
+            "success",
+            "95 % interval",
+            "episodes",
+            "steps",
+            *(("errors",) if self.overall.errors else ()),
+        )
+        for name in names:
             table.add_column(name, justify="right")
         tasks = self.tasks
         for task, found in tasks.items():
-            table.add_row(task or "(unnamed)", *_cells(found))
+            table.add_row(task or "(unnamed)", *_cells(found)[: len(names)])
         if len(tasks) != 1:
             table.add_section()
-            table.add_row("all", *_cells(self.overall), style="bold")
+            table.add_row("all", *_cells(self.overall)[: len(names)], style="bold")
         return table
 
     def summary(self) -> str:
@@ -148,6 +176,10 @@ class EvalReport:
         line = f"{self.timing.seconds:.1f} s, {wall:.1f} ms per action, of that {infer:.1f} ms agent"
         if self.renderer:
             line += f", renderer {self.renderer}"
+        errors = [result for result in self.episodes if result.error]
+        if errors:
+            line += f"\n{len(errors)} episodes are errors, not counted as failures; the first (seed {errors[0].seed}): "
+            line += errors[0].error
         return ("interrupted, only finished episodes; " if self.partial else "") + line
 
 
@@ -157,29 +189,5 @@ def _cells(found: Aggregate) -> tuple[str, ...]:
         f"{100 * found.low:.1f} - {100 * found.high:.1f} %",
         f"{found.successes}/{found.episodes}",
         f"{found.mean_steps:.1f}",
+        f"{found.errors}",
     )
-
-
-def _row(result: EpisodeResult) -> dict[str, Any]:
-    """An episode without its wall time; values of `info` that stand elsewhere are left out."""
-    told = ("renderer", "instruction", "task", "success")
-    return {
-        "seed": result.seed,
-        "task": result.task,
-        "instruction": result.instruction,
-        "success": result.success,
-        "steps": result.steps,
-        "reward": result.reward,
-        "terminated": result.terminated,
-        "truncated": result.truncated,
-        "info": {key: value for key, value in sorted(result.info.items()) if key not in told},
-    }
-
-
-def _finite(value: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -44,7 +44,7 @@ class Aggregate:
     """A set of episodes in numbers.
 
     Args:
-        episodes: How many.
+        episodes: How many were judged: those the agent could play to their end.
         successes: How many of them succeeded.
         low: Lower end of the 95 % Wilson interval of the success rate.
         high: Upper end.
@@ -52,6 +52,7 @@ class Aggregate:
         mean_steps_success: The same over the successful ones; None where there is none.
         mean_reward: Mean sum of rewards.
         rates: For every other yes/no value of the last info (e.g. `"wrong"`): where it is true, as a share.
+        errors: Episodes besides these in which the agent could not act; neither successes nor failures.
     """
 
     episodes: int
@@ -62,6 +63,7 @@ class Aggregate:
     mean_steps_success: float | None
     mean_reward: float
     rates: dict[str, float] = field(default_factory=dict)
+    errors: int = 0
 
     @property
     def success(self) -> float:
@@ -80,12 +82,14 @@ class Aggregate:
             "mean_steps_success": self.mean_steps_success,
             "mean_reward": self.mean_reward,
             "rates": self.rates,
+            "errors": self.errors,
         }
 
 
 def aggregate(results: Iterable[EpisodeResult]) -> Aggregate:
     """What the episodes come to."""
-    results = list(results)
+    played = list(results)
+    results = [result for result in played if not result.error]
     good = [r for r in results if r.success]
     flags = sorted({key for r in results for key, value in r.info.items() if isinstance(value, bool)})
     rates = {key: _mean([float(bool(r.info.get(key, False))) for r in results]) for key in flags}
@@ -99,6 +103,7 @@ def aggregate(results: Iterable[EpisodeResult]) -> Aggregate:
         mean_steps_success=_mean([r.steps for r in good]) if good else None,
         mean_reward=_mean([r.reward for r in results]),
         rates=rates,
+        errors=len(played) - len(results),
     )
 
 

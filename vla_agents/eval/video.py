@@ -71,6 +71,13 @@ class VideoRecorder(Listener):
         self._takes: dict[int, _Take] = {}
         self._clips: dict[bool, list[Clip]] = {True: [], False: []}
 
+    def adopt(self, results: Iterable[EpisodeResult]) -> None:
+        """Take over the videos that an interrupted evaluation left of these episodes."""
+        for result in results:
+            path = self._path(result)
+            if path.is_file() and len(self._clips[result.success]) < self._count:
+                self._clips[result.success].append(_clip(path, result))
+
     def on_reset(self, slot: int, seed: int, obs: Observation, info: dict[str, Any]) -> None:
         """Start a take where one may still be wanted."""
         if obs.get("images") and any(len(clips) < self._count for clips in self._clips.values()):
@@ -100,9 +107,14 @@ class VideoRecorder(Listener):
             for step, images in zip(take.steps, take.frames, strict=True)
         ]
         frames += frames[-1:] * round(fps)  # the outcome stays for a second
-        path = self.folder / f"{result.seed:06d}_{_OUTCOME[result.success][0]}.mp4"
-        write_video(path, frames, fps)
-        clips.append(Clip(path, result.seed, result.task, result.instruction, result.success, result.steps))
+        path = self._path(result)
+        new = path.with_suffix(".new.mp4")
+        write_video(new, frames, fps)
+        new.replace(path)
+        clips.append(_clip(path, result))
+
+    def _path(self, result: EpisodeResult) -> Path:
+        return self.folder / f"{result.seed:06d}_{_OUTCOME[result.success][0]}.mp4"
 
     def on_abort(self) -> None:
         """Drop the open takes."""
@@ -121,6 +133,10 @@ class VideoRecorder(Listener):
             if clip not in kept:
                 clip.path.unlink(missing_ok=True)
         return kept
+
+
+def _clip(path: Path, result: EpisodeResult) -> Clip:
+    return Clip(path, result.seed, result.task, result.instruction, result.success, result.steps)
 
 
 def tile(images: Mapping[str, np.ndarray], height: int = HEIGHT) -> np.ndarray:

@@ -1,0 +1,128 @@
+"""Benchmarks by name: which env, which episodes, under which protocol, and who says so.
+
+    vla-agents eval --agent runs/mine --suite libero_object
+
+A suite fixes what a published score depends on. Only what does not change the task may be chosen freely: size and choice of
+pictures, which have to fit the policy anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from vla_agents.errors import ConfigError
+from vla_agents.registry import Registry
+
+_ABSENT = object()
+FREE = ("cameras", "image_size", "render_mode", "renderer")  # options of an env that do not change the task
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A benchmark under its protocol.
+
+    Args:
+        name: By which it is asked for.
+        env: Id of the environment.
+        env_args: Its options.
+        tasks: Number of tasks.
+        trials: Episodes of each task.
+        protocol: What decides a score, in words: initial states, step limit, settling, pictures, control mode.
+        source: Where the protocol is written down.
+        seed_of: Reset seed of (task, trial).
+        extra: What to install, an extra of ours; "" where nothing.
+    """
+
+    name: str
+    env: str
+    tasks: int
+    trials: int
+    protocol: dict[str, str]
+    source: str
+    env_args: dict[str, Any] = field(default_factory=dict)
+    seed_of: Callable[[int, int], int] = lambda task, trial: trial
+    extra: str = ""
+
+    @property
+    def episodes(self) -> int:
+        """Of a whole evaluation."""
+        return self.tasks * self.trials
+
+    def seeds(self, count: int | None = None) -> list[int]:
+        """Reset seeds, the first trial of all tasks before the second: a part of them is spread over all tasks."""
+        order = [self.seed_of(task, trial) for trial in range(self.trials) for task in range(self.tasks)]
+        if count is None:
+            return order
+        if not 1 <= count <= len(order):
+            raise ConfigError(f"episodes is {count}; {self.name} has {len(order)}", "give at most as many")
+        return order[:count]
+
+
+SUITES = Registry("suite")
+
+
+def _libero(name: str, tasks: int, limit: int) -> Suite:
+    return Suite(
+        name=name,
+        env="vla_agents/Libero-v0",
+        env_args={"suite": name, "task": "all"},
+        tasks=tasks,
+        trials=50,
+        seed_of=lambda task, trial: 50 * task + trial,
+        extra="libero",
+        protocol={
+            "initial states": "the benchmark's own 50 of each task",
+            "step limit": f"{limit} actions, after 10 idle ones while the scene settles",
+            "pictures": "agentview and wrist, turned upright",
+            "control": "7 values, deltas of the hand, 20 per second",
+            "success": "the benchmark's own predicate, at any step",
+        },
+        source="openvla-oft, experiments/robot/libero/run_libero_eval.py (TASK_MAX_STEPS, num_steps_wait)",
+    )
+
+
+def _tabletop(name: str, task: str, difficulty: str) -> Suite:
+    return Suite(
+        name=name,
+        env="vla_agents/Tabletop-v0",
+        env_args={"task": task, "difficulty": difficulty},
+        tasks=1,
+        trials=200,
+        seed_of=lambda task, trial: 100_000 + trial,
+        protocol={
+            "initial states": "reset seeds 100000 to 100199; recordings start at 0",
+            "step limit": "the env's own, by task",
+            "control": "7 values, deltas of the hand (LIBERO's convention)",
+            "success": "the env's own predicate",
+        },
+        source="docs/tabletop.md",
+    )
+
+
+for _name, _tasks, _limit in (
+    ("libero_spatial", 10, 220),
+    ("libero_object", 10, 280),
+    ("libero_goal", 10, 300),
+    ("libero_10", 10, 520),
+    ("libero_90", 90, 400),
+):
+    SUITES.register(_name, _libero(_name, _tasks, _limit))
+for _level in ("easy", "medium", "hard"):
+    SUITES.register(f"tabletop_{_level}", _tabletop(f"tabletop_{_level}", "all", _level))
+
+
+def free_options(suite: Suite, given: dict[str, Any]) -> dict[str, Any]:
+    """The suite's options of the env with those given beside them.
+
+    Raises:
+        ConfigError: One of those given would change the protocol.
+    """
+    for key, value in given.items():
+        if key not in FREE and suite.env_args.get(key, _ABSENT) != value:
+            raise ConfigError(
+                f"--env-args {key}={value} contradicts the protocol of suite {suite.name!r}",
+                f"leave it out (free are {', '.join(FREE)}), or evaluate without --suite: --env {suite.env} --env-args ...",
+            )
+    return {**suite.env_args, **given}
