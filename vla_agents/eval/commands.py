@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import rich
 import tyro
@@ -97,7 +98,7 @@ def run_suites(config: SuitesConfig) -> None:
     rich.print(told)
 
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[type, Any]] = {
     "compare": (CompareConfig, run_compare),
     "merge": (MergeConfig, run_merge),
     "suites": (SuitesConfig, run_suites),

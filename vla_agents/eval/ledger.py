@@ -166,7 +166,9 @@ def to_row(entry: Entry) -> dict[str, Any]:
 def from_row(row: dict[str, Any]) -> Entry:
     """The inverse of `to_row`."""
     known = {f.name for f in fields(EpisodeResult)}
-    values = {"seconds": 0.0, "error": ""} | {key: value for key, value in row.items() if key in known}
+    values: dict[str, Any] = {"seconds": 0.0, "error": ""} | {
+        key: value for key, value in row.items() if key in known
+    }
     if values["reward"] is None:  # JSON knows no NaN
         values["reward"] = math.nan
     if row.get("renderer"):
