@@ -27,7 +27,7 @@ TEXTS = ["lift it", "put the green block on the blue pad, please", "pick up the 
 every_pair = pytest.mark.parametrize(
     ("kind", "family"),
     [
-        pytest.param(*pair, marks=[pytest.mark.slow] * (pair not in QUICK), id="-".join(pair))
+        pytest.param(*pair, marks=[pytest.mark.long] * (pair not in QUICK), id="-".join(pair))
         for pair in PAIRS
     ],
 )

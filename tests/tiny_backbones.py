@@ -25,7 +25,8 @@ QUICK = {
     ("qwen_pi", "qwen2_5_vl"),
     ("qwen_pi", "florence2"),
     ("qwen_fast", "florence2"),
-}  # the others are slow together
+    ("qwen_fast", "qwen3_vl"),
+}  # the others take minutes together: marker `long`
 _SHAPES: dict[str, dict[str, Any]] = {
     "qwen_oft": {"head_width": 32, "head_blocks": 1},
     "qwen_gr00t": {"width": 24, "heads": 2, "depth": 3, "output": 16, "hidden": 32, "future_tokens": 3},

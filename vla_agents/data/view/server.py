@@ -24,7 +24,10 @@ log = logging.getLogger(__name__)
 HERE = Path(__file__).parent
 FILES = {"": "page.html", "page.js": "page.js", "page.css": "page.css", "curves.js": "curves.js"}
 _TYPES = {".html": "text/html", ".js": "text/javascript", ".css": "text/css"}
-_POLICY = "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; base-uri 'none'"
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; connect-src 'self'; "
+    "base-uri 'none'"
+)
 _HEADERS = {
     "Content-Security-Policy": f"{_POLICY}; form-action 'none'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
