@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from vla_agents.errors import ConfigError
 from vla_agents.policies.attention import check_place, choose_attention, set_attention
 from vla_agents.policies.backbones import BACKBONES
+from vla_agents.policies.chat import Chat, ChatBatch, ChatEncoder
 from vla_agents.policies.encoding import Encoding, Queries, Speech
 
 __all__ = ["LAYERS", "QUERIES", "WORDS", "Backbone", "Encoding", "Queries", "Speech"]
@@ -256,6 +257,18 @@ class Backbone(nn.Module):
         logits = (encoding.hidden[:, :-1][where] @ self.word_rows().T).float()
         targets = encoding.input_ids[:, 1:][where]
         return nn.functional.cross_entropy(logits, targets), (logits.argmax(-1) == targets).sum()
+
+    def chat_encoder(self, max_tokens: int = 4096) -> ChatEncoder:
+        """Makes batches of whole conversations, with several turns and any pictures, for `chat_loss`."""
+        raise ConfigError(f"{self.kind!r} cannot learn from conversations", "use a Qwen-VL")
+
+    def chat_loss(self, batch: ChatBatch) -> Tensor:
+        """Mean next-token cross-entropy over `batch.labels`."""
+        raise ConfigError(f"{self.kind!r} cannot learn from conversations", "use a Qwen-VL")
+
+    def chat_answers(self, chats: Sequence[Chat], max_tokens: int = 32) -> list[str]:
+        """Greedy answers to the last question of each conversation."""
+        raise ConfigError(f"{self.kind!r} cannot take part in conversations", "use a Qwen-VL")
 
     @torch.no_grad()
     def answer(self, images: Sequence[Tensor], questions: Sequence[str], max_tokens: int = 16) -> list[str]:

@@ -19,8 +19,10 @@ from torch import Tensor, nn
 from vla_agents.errors import ConfigError
 from vla_agents.policies.backbone import LAYERS, QUERIES, WORDS, Backbone, Encoding, Queries, Speech
 from vla_agents.policies.backbones import reading
+from vla_agents.policies.chat import Chat, ChatBatch, ChatEncoder
 from vla_agents.policies.compiling import LENGTHS, compiled
 from vla_agents.policies.pixels import ImageSettings
+from vla_agents.policies.qwen_chat import chat_answers, chat_loss
 from vla_agents.policies.qwen_decoder import PromptInputs, decode, run_decoder
 from vla_agents.policies.qwen_prompts import Prompts
 from vla_agents.policies.qwen_speech import (
@@ -203,6 +205,19 @@ class QwenVLBackbone(Backbone):
         if torch.is_grad_enabled() or not self._graphs:
             return QwenSpeech(self.vlm, inputs)
         return QwenSpeech(self.vlm, inputs, self._graphs, self._caches)
+
+    def chat_encoder(self, max_tokens: int = 4096) -> ChatEncoder:
+        """See `Backbone.chat_encoder`."""
+        return ChatEncoder(self.tokenizer, self.image_settings, _PICTURE[1], max_tokens)
+
+    def chat_loss(self, batch: ChatBatch) -> Tensor:
+        """See `Backbone.chat_loss`."""
+        self.check_attention()
+        return chat_loss(self.vlm, batch)
+
+    def chat_answers(self, chats: Sequence[Chat], max_tokens: int = 32) -> list[str]:
+        """See `Backbone.chat_answers`."""
+        return chat_answers(self.vlm, self.chat_encoder(), self.tokenizer, chats, max_tokens)
 
     def inputs(
         self,
