@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_origin
 
 from vla_agents.config import from_dict, load_yaml
 from vla_agents.errors import ConfigError, VlaAgentsError, suggest
@@ -93,11 +94,8 @@ def _typed(cls: type[T], data: dict[str, Any], selector: str) -> type[T]:
     """`cls` with its fields typed as `data` wants them, for tyro, which reads types and defaults off a class."""
     typed: list[tuple[str, Any, Any]] = []
     for name, kind in cls.field_types(data).items():  # type: ignore[attr-defined]
-        default = (
-            field(default=data.get(selector, getattr(cls, selector)))
-            if name == selector
-            else field(default_factory=kind)
-        )
+        choice = get_origin(kind) is Literal
+        default = field(default=data.get(name, getattr(cls, name))) if choice else field(default_factory=kind)
         typed.append((name, kind, default))
     return make_dataclass(cls.__name__, typed, bases=(cls,), frozen=True)  # type: ignore[return-value]
 
@@ -141,18 +139,16 @@ def _train(args: Sequence[str]) -> None:
     from vla_agents.train.run import train
 
     config = parse(TrainConfig, args, "train")
-    evaluator = None
-    if config.env:
-        evaluator = PolicyEvaluator(
-            EvalConfig(
-                env=config.env, env_args=config.env_args, episodes=config.eval_episodes, seed=config.eval_seed
+    with contextlib.ExitStack() as stack:
+
+        def make_evaluate(env: str, env_args: dict[str, Any]) -> PolicyEvaluator:
+            settings = EvalConfig(
+                env=env, env_args=env_args, episodes=config.eval_episodes, seed=config.eval_seed
             )
-        )
-    try:
-        result = train(config, evaluator)
-    finally:
-        if evaluator is not None:
-            evaluator.close()
+            return stack.enter_context(contextlib.closing(PolicyEvaluator(settings)))
+
+        evaluate = make_evaluate(config.env, config.env_args) if config.env else None
+        result = train(config, evaluate, make_evaluate=make_evaluate)
     numbers = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
     Console().print(
         f"step {result.step}  {numbers}\nbest checkpoint: {Path(config.out) / 'best'}", highlight=False
@@ -181,6 +177,25 @@ def _pretrain_tiny(args: Sequence[str]) -> None:
     folder, metrics = pretrain_tiny(parse(PretrainConfig, args, "pretrain-tiny"))
     numbers = "  ".join(f"{key} {value:.4g}" for key, value in metrics.items())
     Console().print(f"{numbers}\nmodel: {folder}", highlight=False)
+
+
+def _questions(args: Sequence[str]) -> None:
+    from rich.console import Console
+
+    from vla_agents.train.questions import QuestionsConfig, make_questions
+
+    folder = make_questions(parse(QuestionsConfig, args, "questions"))
+    Console().print(f"conversations: {folder}", highlight=False)
+
+
+def _answers(args: Sequence[str]) -> None:
+    from vla_agents.train.questions import AnswersConfig, ask
+
+    ask(parse(AnswersConfig, args, "answers"))
+
+
+def _finetune(args: Sequence[str]) -> None:
+    _train(["--strategy", "online", *args])
 
 
 @dataclass(frozen=True)
@@ -271,7 +286,10 @@ COMMANDS: dict[str, _Command] = {
         _demo, "the whole loop on the tabletop: demonstrations, training, evaluation, a page to look at"
     ),
     "collect": _Command(_collect, "record episodes of an expert, a policy or chance into a dataset"),
-    "train": _Command(_train, "train a policy on recorded episodes"),
+    "train": _Command(_train, "train a policy on recorded episodes, by the strategy you name"),
+    "finetune": _Command(
+        _finetune, "let a policy act, correct it, and learn from that (train --strategy online)"
+    ),
     "eval": _Command(
         _eval, "evaluate an agent in an env or suite: table, JSON, page, videos; eval compare|merge|suites"
     ),
@@ -281,6 +299,8 @@ COMMANDS: dict[str, _Command] = {
     "pretrain-tiny": _Command(
         _pretrain_tiny, "make the tiny Qwen3-VL and teach it to answer questions about pictures"
     ),
+    "questions": _Command(_questions, "conversations about rendered scenes, to train and test a VLM on"),
+    "answers": _Command(_answers, "how many questions a VLM, or that of a policy, answers right"),
     "convert": _Command(_convert, "write a StarVLA checkpoint in our format"),
     "check-starvla": _Command(
         _check_starvla, "compare our numbers with StarVLA's on a folder of its inputs and outputs"

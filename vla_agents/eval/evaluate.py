@@ -154,7 +154,8 @@ class PolicyEvaluator:
         self.reports: dict[int, EvalReport] = {}
 
     def __call__(self, policy: Any, step: int) -> dict[str, float]:
-        """Success and its interval; the whole report is kept in `reports[step]`."""
+        """Success and its interval, and the success of each task where there are several; the whole report is kept in
+        `reports[step]`."""
         config = self._config
         if self._env is None:
             self._env = make_eval_env(config)
@@ -177,7 +178,9 @@ class PolicyEvaluator:
             policy.train(was_training)
         self.reports[step] = report
         found = report.overall
-        return {"success": found.success, "success_low": found.low, "success_high": found.high}
+        overall = {"success": found.success, "success_low": found.low, "success_high": found.high}
+        tasks = report.tasks if len(report.tasks) > 1 else {}
+        return overall | {f"success/{name}": of_task.success for name, of_task in tasks.items()}
 
     def close(self) -> None:
         """Close the env."""

@@ -60,6 +60,8 @@ def make_policy(
         torch.manual_seed(seed)  # of what a backbone has beside its pretrained weights
         backbone = load_backbone(resolve_vlm(config.vlm), weights=True, **_options(config))
         torch.manual_seed(seed)
+        if config.tasks:
+            backbone.add_tokens(config.task_tokens)
         policy: Policy = cls(config, backbone, embodiment, normalizers)
         prepare_learning(policy)
     return policy

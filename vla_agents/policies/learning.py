@@ -145,6 +145,11 @@ def prepare_learning(policy: Policy) -> LearningTable:
             "the words that were added for the actions could not learn",
             "leave the embeddings out of `freeze`; with LoRA, set lora.learn to 'embed_tokens|shared|lm_head'",
         )
+    if config.tasks and not policy.backbone.vlm.get_input_embeddings().weight.requires_grad:
+        raise ConfigError(
+            "the task embeddings could not learn: the VLM's embeddings are frozen",
+            "leave them out of `freeze` (with LoRA, set lora.learn to 'embed_tokens|shared'), or do without `tasks`",
+        )
     table = learning_table(policy)
     _log.info("what learns:\n%s", table)
     return table

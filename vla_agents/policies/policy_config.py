@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -58,6 +59,9 @@ class PolicyConfig:
     """Regular expressions; parameters of the policy with a match in their name do not learn (e.g. 'visual')."""
     lora: LoRAConfig = field(default_factory=LoRAConfig)
     """Low-rank adapters in the VLM."""
+    tasks: dict[str, str] = field(default_factory=dict)
+    """Task -> regular expression of its instructions (the first match counts); the task is told to the model by a learnt
+    token before the prompt, in training and when acting. None: there are no such tokens."""
 
     def __post_init__(self) -> None:
         if "{instruction}" not in self.prompt:
@@ -65,4 +69,21 @@ class PolicyConfig:
 
     def told(self, instruction: str) -> str:
         """The user text for an instruction."""
-        return self.prompt.replace("{horizon}", str(self.horizon)).replace("{instruction}", instruction)
+        text = self.prompt.replace("{horizon}", str(self.horizon)).replace("{instruction}", instruction)
+        return self._task_token(instruction) + text
+
+    @property
+    def task_tokens(self) -> list[str]:
+        """One per task; their embeddings are the task embeddings."""
+        return [f"<|task_{name}|>" for name in self.tasks]
+
+    def _task_token(self, instruction: str) -> str:
+        if not self.tasks:
+            return ""
+        for token, pattern in zip(self.task_tokens, self.tasks.values(), strict=True):
+            if re.search(pattern, instruction):
+                return token
+        raise ConfigError(
+            f"the instruction {instruction!r} belongs to none of the tasks the policy was made for",
+            f"they are: {self.tasks}",
+        )

@@ -9,6 +9,13 @@ from typing import Any, Literal
 from vla_agents.arguments import Options
 from vla_agents.errors import ConfigError
 from vla_agents.policies.checkpoint import POLICIES
+from vla_agents.train.strategy_config import (
+    STRATEGIES,
+    CurriculumConfig,
+    LanguageConfig,
+    MultitaskConfig,
+    OnlineConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -71,10 +78,20 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """Behaviour cloning of a policy from recorded episodes."""
+    """Train a policy: behaviour cloning from recorded episodes, or another strategy."""
 
     selector = "policy"  # the field that decides the type of another one, see `field_types`
 
+    strategy: str = "bc"
+    """What comes next: see docs/strategies.md; the options of each stand under its name."""
+    multitask: MultitaskConfig = field(default_factory=MultitaskConfig)
+    """Of --strategy multitask."""
+    curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
+    """Of --strategy curriculum."""
+    language: LanguageConfig = field(default_factory=LanguageConfig)
+    """Of --strategy cotrain and vlm."""
+    online: OnlineConfig = field(default_factory=OnlineConfig)
+    """Of --strategy online."""
     dataset: tuple[str, ...] = ()
     """Folders of recorded episodes (LeRobot or HDF5); several are put together."""
     weights: tuple[float, ...] = ()
@@ -137,4 +154,8 @@ class TrainConfig(RunConfig):
         name = data.get("policy", cls.policy)
         if not isinstance(name, str):
             raise ConfigError(f"policy is {name!r}, expected a name", f"known: {', '.join(POLICIES)}")
-        return {"policy": Literal[tuple(POLICIES)], "model": POLICIES.get(name).config_class}
+        return {
+            "policy": Literal[tuple(POLICIES)],
+            "strategy": Literal[tuple(STRATEGIES)],
+            "model": POLICIES.get(name).config_class,
+        }

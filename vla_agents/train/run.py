@@ -1,9 +1,10 @@
-"""Behaviour cloning from folders of episodes: what `vla-agents train` does."""
+"""A policy from folders of episodes, by whatever strategy: what `vla-agents train` does."""
 
 from __future__ import annotations
 
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,27 @@ from vla_agents.policies.policy import Policy
 from vla_agents.policies.policy_config import CHANGEABLE, PolicyConfig
 from vla_agents.train.checkpoints import newest_checkpoint
 from vla_agents.train.config import TrainConfig
-from vla_agents.train.strategy import BehaviourCloning
+from vla_agents.train.strategies.ingredients import Ingredients, MakeEvaluate
+from vla_agents.train.strategy_config import STRATEGIES, stage_datasets
 from vla_agents.train.trainer import Evaluate, Trainer, TrainResult
+from vla_agents.train.vlm_run import train_vlm
 
 _log = logging.getLogger(__name__)
 
 
-def train(config: TrainConfig, evaluate: Evaluate | None = None, *, progress: bool = True) -> TrainResult:
+def train(
+    config: TrainConfig,
+    evaluate: Evaluate | None = None,
+    *,
+    make_evaluate: MakeEvaluate | None = None,
+    progress: bool = True,
+) -> TrainResult:
     """Train a policy as a config says.
 
     Args:
         config: The run; written to `run.yaml` in its folder.
         evaluate: Closed-loop evaluation, called with (policy, step) at every validation.
+        make_evaluate: Makes one for an env of the strategy's choice (a curriculum's stages).
         progress: Show a bar while episodes are decoded.
 
     Raises:
@@ -40,44 +50,39 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, *, progress: bo
         EmbodimentMismatchError: Datasets, or dataset and `init_from`, do not fit each other.
         TrainingError: The run folder is taken, the loss is not finite, ...
     """
-    if not config.dataset:
-        raise ConfigError(
-            "no dataset was given", "e.g. --dataset data/tabletop; `vla-agents collect` records one"
-        )
     out = Path(config.out)
     if not config.resume and (out / "checkpoints").is_dir():
         raise ConfigError(f"{out} holds a run already", "choose another --out, or go on with it by --resume")
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.strategy == "vlm":
+        return train_vlm(config)
+    datasets, weights = _datasets(config)
     torch.manual_seed(config.seed)  # of dropout; all else has generators of its own
+    if config.strategy == "multitask" and config.multitask.embedding:
+        config = replace(config, model=replace(config.model, tasks=config.multitask.tasks))
     given = _given_policy(config)
     config = config if given is None else replace(config, model=given.config)
-    windows = load_windows(
-        config.dataset,
-        config.model.horizon,
+    load = partial(
+        load_windows,
+        horizon=config.model.horizon,
         cache=config.cache,
         cache_format=config.cache_format,
         image_size=config.image_size,
         actions=config.actions,
         fps=config.fps,
-        weights=config.weights,
         mix=config.mix,
         modes=config.normalization,
-        progress=progress,
     )
+    windows = load(datasets, weights=weights, progress=progress)
     training, held_out = windows.split(config.validation_share, config.seed)
     policy = _policy(config, training, given)
     policy.bodies = windows.bodies()
-    strategy = BehaviourCloning(
-        training,
-        held_out,
-        config.batch_size,
-        config.seed,
-        config.first_steps,
-        config.first_steps_weight,
-        config.workers,
+    parts = Ingredients(
+        config, policy, training, held_out, evaluate, make_evaluate, lambda folder: load([folder])
     )
-    trainer = Trainer(policy, strategy, config, evaluate, title=f"training {config.policy}")
+    strategy = STRATEGIES.get(config.strategy)(parts)
+    trainer = Trainer(policy, strategy, config, parts.evaluate, title=f"training {config.policy}")
     out.mkdir(parents=True, exist_ok=True)
     save_yaml(config, out / "run.yaml")
     _log.info("training on %d windows of %d episodes", len(training), len(training.lengths))
@@ -85,6 +90,26 @@ def train(config: TrainConfig, evaluate: Evaluate | None = None, *, progress: bo
         return trainer.fit()
     finally:
         strategy.close()
+
+
+def _datasets(config: TrainConfig) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Folders of episodes, and their weights; where a strategy tells datasets apart, all have one."""
+    datasets, weights = config.dataset, config.weights
+    if config.strategy == "curriculum":
+        if datasets or weights or not config.curriculum.stages:
+            raise ConfigError(
+                "a curriculum names the datasets of its stages, and the run none",
+                "curriculum.stages in a YAML file: see examples/recipes/curriculum.yaml",
+            )
+        datasets = stage_datasets(config.curriculum)
+    if not datasets:
+        raise ConfigError(
+            "no dataset was given", "e.g. --dataset data/tabletop; `vla-agents collect` records one"
+        )
+    by_dataset = config.strategy == "multitask" and not config.multitask.tasks
+    if config.strategy == "curriculum" or (by_dataset and not weights):
+        weights = (1.0,) * len(datasets)
+    return datasets, weights
 
 
 def _given_policy(config: TrainConfig) -> Policy | None:

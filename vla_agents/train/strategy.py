@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -31,14 +31,16 @@ class TrainingBatch(Protocol):
 
 @runtime_checkable
 class Strategy(Protocol):
-    """What the Trainer asks for."""
+    """What the Trainer asks for. A strategy may further have `learner(policy)`: a module over the policy, without weights
+    of its own, whose losses are taken instead of the policy's (see `vla_agents.train.strategies.cotrain`)."""
 
     def batches(self, step: int, count: int, rank: int, world: int) -> Sequence[TrainingBatch]:
         """The micro-batches of one optimiser step for one of `world` processes: a pure function of its arguments and
         of the state that `state_dict` returns, so that a resumed run sees what the unbroken one would have."""
 
-    def validation(self) -> Sequence[TrainingBatch]:
-        """Fixed batches for the validation loss; empty where nothing is held out."""
+    def validation(self) -> Sequence[TrainingBatch] | Mapping[str, Sequence[TrainingBatch]]:
+        """Fixed batches for the validation loss, or groups of them by name, each of which gets a loss of its own; empty
+        where nothing is held out."""
 
     def observe(self, step: int, metrics: dict[str, float]) -> None:
         """Sees the metrics of every validation."""
@@ -152,19 +154,21 @@ def with_seeds(
     """Give samples that have none a seed of their own (`Batch.seeds`), a function of `key` and their place among all.
 
     Args:
-        batches: Of this process; what is no `Batch` stays as it is.
+        batches: Of this process; a `Batch`, or something that holds one as `actions`; others stay as they are.
         key: E.g. run seed and step.
         rank: Of this process ...
         world: ... among so many, with as many samples each.
     """
-    sizes = [len(batch) if isinstance(batch, Batch) else 0 for batch in batches]
+    windows = [batch if isinstance(batch, Batch) else getattr(batch, "actions", None) for batch in batches]
+    sizes = [0 if window is None else len(window) for window in windows]
     mine = sum(sizes)
     drawn = np.random.default_rng([*key, 0x5EED]).integers(2**63, size=world * mine)
     seeds, done = torch.from_numpy(drawn[rank * mine : (rank + 1) * mine]), 0
     made = []
-    for batch, size in zip(batches, sizes, strict=True):
-        if isinstance(batch, Batch) and batch.seeds is None:
-            batch = replace(batch, seeds=seeds[done : done + size])
+    for batch, window, size in zip(batches, windows, sizes, strict=True):
+        if window is not None and window.seeds is None:
+            seeded = replace(window, seeds=seeds[done : done + size])
+            batch = seeded if window is batch else replace(batch, actions=seeded)  # type: ignore[type-var, call-arg]
         done += size
         made.append(batch)
     return made

@@ -16,7 +16,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from vla_agents.errors import TrainingError
@@ -89,9 +90,13 @@ class Trainer:
         cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
         self.policy = policy
+        wrap = getattr(strategy, "learner", None)
+        self.learner: nn.Module = (
+            policy if wrap is None else wrap(policy)
+        )  # gives the losses; weights are the policy's
         raw_optimizers = make_optimizers(policy, config.optimizer)
         self.schedules = make_schedules(raw_optimizers, config.optimizer, config.steps)
-        self.model: Any = self.accelerator.prepare(policy)
+        self.model: Any = self.accelerator.prepare(self.learner)
         self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in raw_optimizers]
         self.ema = {n: p.detach().clone() for n, p in policy.named_parameters()} if config.ema else {}
         self.step = 0
@@ -153,7 +158,7 @@ class Trainer:
         drawn = self.strategy.batches(self.step, self.config.accumulation, *where)
         batches = with_seeds(drawn, (self.config.seed, self.step), *where)
         self._check_batches(batches)
-        shares = Shares(self.policy, batches, accelerator)
+        shares = Shares(self.learner, batches, accelerator)
         batches = [batch.to(accelerator.device) for batch in batches]
         self.model.train()
         sums = {name: torch.zeros((), device=accelerator.device) for name in shares.names}
@@ -221,24 +226,32 @@ class Trainer:
         self.policy.eval()
         metrics: dict[str, float] = {}
         with self._averaged():
-            batches = with_seeds(self.strategy.validation(), (0,))
-            if batches:
-                metrics["val_loss"] = self._validation_loss(batches)
+            metrics |= self._validation_losses()
             if self.evaluate is not None and self.accelerator.is_main_process:
                 metrics |= {k: float(v) for k, v in self.evaluate(self.policy, self.step).items()}
-        self.accelerator.wait_for_everyone()
+        # What a strategy decides by them must be the same on every process.
+        (metrics,) = broadcast_object_list([metrics])
         self.metrics = metrics
         self.strategy.observe(self.step, metrics)
         if log is not None and metrics:
             log.write(self.step, **metrics)
 
+    def _validation_losses(self) -> dict[str, float]:
+        """`val_loss`; of a strategy with several groups (tasks, stages) that of each, and their mean."""
+        found = self.strategy.validation()
+        if not isinstance(found, Mapping):
+            return {"val_loss": self._validation_loss(with_seeds(found, (0,)))} if found else {}
+        losses = {name: self._validation_loss(with_seeds(group, (0,))) for name, group in found.items()}
+        mean = {"val_loss": sum(losses.values()) / len(losses)} if losses else {}
+        return mean | {f"val_loss/{name}": loss for name, loss in losses.items()}
+
     @torch.no_grad()
     def _validation_loss(self, batches: Sequence[TrainingBatch]) -> float:
         """That of one batch of all samples; the named losses are added up, as in training."""
-        shares, total = Shares(self.policy, batches), 0.0
+        shares, total = Shares(self.learner, batches), 0.0
         for index, batch in enumerate(batches):
             with self.accelerator.autocast():
-                losses = self.policy(batch.to(self.accelerator.device))
+                losses = self.learner(batch.to(self.accelerator.device))
             total += sum(float(part) for part in shares.weigh(index, losses).values())
         return total
 

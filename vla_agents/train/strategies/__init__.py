@@ -1,0 +1,1 @@
+"""What comes next, one file per strategy; `vla_agents.train.strategy_config.STRATEGIES` names them."""
