@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_train import BASE
 from tiny import ArrayWindows, random_batch, tiny_policy, vlm_folder
 
 from vla_agents.cli import main
@@ -32,6 +36,7 @@ from vla_agents.train.strategies.talk import (
 )
 from vla_agents.train.strategy import BehaviourCloning
 from vla_agents.train.strategy_config import ConversationSource, LanguageConfig
+from vla_agents.train.trainer import Trainer
 
 
 def picture(seed: int, side: int = 32) -> np.ndarray:
@@ -171,6 +176,30 @@ def test_what_acting_does_not_use_learns_again_unless_frozen(talk: Path) -> None
     assert norm.requires_grad and not any(value for name, value in learns.items() if "layers.0" in name)
 
 
+@pytest.mark.slow
+def test_two_processes_take_the_step_of_one(talk: Path, tmp_path: Path) -> None:
+    """Every weight has its gradient in every backward pass, and each token counts once."""
+    here = Path(__file__).parent
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    paths = os.pathsep.join([str(here), str(here.parent)])
+    done = subprocess.run(
+        [*command, str(here / "distributed_cotrain.py"), str(talk), str(tmp_path / "two")],
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    first, second = (json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in (0, 1))
+    assert first == second and first["world"] == 2
+    changes: dict[str, Any] = {"steps": 3, "accumulation": 4, "validate_every": 9, "save_every": 0}
+    alone = replace(BASE, out=str(tmp_path / "one"), **changes)
+    Trainer(tiny_policy(), cotrain(talk, scale=1.0), alone).fit()
+    for key in ("action_l1", "language"):
+        ours, theirs = ([e[key] for e in lines(tmp_path / run) if key in e] for run in ("one", "two"))
+        assert theirs == pytest.approx(ours, rel=1e-4)
+
+
 # ---- whole runs -----------------------------------------------------------------------------------------------
 @pytest.fixture(scope="module")
 def episodes(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -230,8 +259,6 @@ def test_a_run_reports_both_sides_and_resumes_to_the_bit(
 
 
 def dying_at(step: int) -> Any:
-    from vla_agents.train.trainer import Trainer
-
     validate = Trainer._validate
 
     def dies(trainer: Trainer, *args: Any) -> None:

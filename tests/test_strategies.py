@@ -15,6 +15,7 @@ import torch
 from tiny import tiny_policy, vlm_folder
 
 from vla_agents.collect.collect import CollectConfig, collect
+from vla_agents.config import load_config
 from vla_agents.data import create_dataset, load_windows, open_dataset
 from vla_agents.errors import ConfigError, EmbodimentMismatchError, UnknownNameError
 from vla_agents.policies.checkpoint import load_policy, save_policy
@@ -22,8 +23,10 @@ from vla_agents.policies.qwen_oft import QwenOFTConfig
 from vla_agents.train.config import OptimizerConfig, TrainConfig
 from vla_agents.train.run import train
 from vla_agents.train.strategies.curriculum import stage_shares
+from vla_agents.train.strategies.ingredients import Ingredients, behaviour_cloning
 from vla_agents.train.strategies.multitask import task_numbers, task_shares, weigh_groups
-from vla_agents.train.strategy_config import CurriculumConfig, MultitaskConfig, StageConfig
+from vla_agents.train.strategy import BehaviourCloning
+from vla_agents.train.strategy_config import STRATEGIES, CurriculumConfig, MultitaskConfig, StageConfig
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,33 @@ def logged(out: Path, key: str) -> list[float]:
 def same_weights(a: Path, b: Path) -> bool:
     ours, theirs = (load_policy(folder / "last", device="cpu").state_dict() for folder in (a, b))
     return all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+@pytest.mark.parametrize("name", ["multitask", "curriculum", "cotrain", "vlm", "online"])
+def test_recipes_are_of_today(name: str) -> None:
+    file = Path(__file__).parent.parent / "examples" / "recipes" / f"{name}.yaml"
+    assert load_config(TrainConfig, file).strategy == name in STRATEGIES
+
+
+def test_a_strategy_of_ones_own_joins_by_name(data: dict[str, str], tmp_path: Path) -> None:
+    """And one that nobody registered is refused with those that are."""
+    with pytest.raises(ConfigError, match="curiculum"):
+        load_yaml_config(tmp_path, "strategy: curiculum")
+    made = []
+
+    def build(parts: Ingredients) -> BehaviourCloning:
+        made.append(parts)
+        return behaviour_cloning(parts)
+
+    STRATEGIES.register("mine", build)
+    run = config(tmp_path / "run", dataset=(data["lift"],), strategy="mine", steps=1)
+    train(run, progress=False)
+    assert made[0].config.strategy == "mine"
+
+
+def load_yaml_config(folder: Path, text: str) -> TrainConfig:
+    (folder / "run.yaml").write_text(text)
+    return load_config(TrainConfig, folder / "run.yaml")
 
 
 # ---- multitask ------------------------------------------------------------------------------------------------
