@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import threading
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from vla_agents.data import Episode, Step, atomic, create_dataset
+from vla_agents.data import Episode, Step, atomic, create_dataset, open_dataset
 from vla_agents.data.recording import journal
 from vla_agents.embodiment import Camera, Embodiment, Part
 
@@ -197,3 +198,33 @@ def check_as_lerobot(path: Path) -> int:
         assert key in info["features"]
         assert set(entry) == {"min", "max", "mean", "std", "count", "q01", "q10", "q50", "q90", "q99"}
     return total
+
+
+LEROBOT = os.environ.get("VLA_AGENTS_LEROBOT_PYTHON", "")
+
+
+def check_by_lerobot(path: Path) -> None:
+    """Every number, text and pixel is what LeRobot's own reader returns; nothing where there is no LeRobot."""
+    if not LEROBOT:
+        return
+    told = path.with_name(path.name + ".lerobot.npz")
+    script = Path(__file__).with_name("lerobot_oracle.py")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        [LEROBOT, str(script), str(path), str(told)], capture_output=True, text=True, env=environment
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    reader: Any = open_dataset(path)
+    episodes = [reader.read(k) for k in range(len(reader))]
+    with np.load(told) as theirs:
+        tasks = [task for e in episodes for task in (e.tasks or [e.instruction] * len(e))]
+        assert theirs["task"].tolist() == tasks
+        for name, key in reader.cameras.items():
+            assert np.array_equal(np.concatenate([e.images[name] for e in episodes]), theirs[key]), key
+        for key, values in reader.columns().items():
+            if key in theirs and values.dtype.kind != "U":  # LeRobot's tensors are float32
+                rounded = values.astype(theirs[key].dtype)
+                assert np.array_equal(rounded.reshape(theirs[key].shape), theirs[key]), key
+            elif key in theirs:
+                assert values.tolist() == theirs[key].tolist(), key
+    told.unlink()

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from data_examples import ARM, SHARED, check_as_lerobot, record
+from data_examples import ARM, SHARED, check_as_lerobot, check_by_lerobot, record
 from test_data_lerobot import code, decode_code
 from test_data_lerobot import foreign as foreign_lerobot
 
@@ -124,6 +124,8 @@ def test_there_and_back(name: str, kind: str, tmp_path: Path) -> None:
     convert(made, back, again, LOSSLESS)
     assert format_of(open_dataset(back)) == again
     assert_alike(open_dataset(back), source)
+    if kind == "lerobot-v3.0":
+        check_by_lerobot(there)
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(
         {"set" + TARGETS[again][1], there.name, back.name}
     )

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from data_examples import ACTION, ARM, NUMBERS, STATE, check_as_lerobot, make_steps, record
+from data_examples import ACTION, ARM, NUMBERS, STATE, check_as_lerobot, check_by_lerobot, make_steps, record
 
 from vla_agents.cli import main
 from vla_agents.data import Episode, Step, atomic, create_dataset, open_dataset
@@ -231,6 +231,8 @@ def test_a_hundred_kills(case: str, folder: Path, forked: Callable[..., Any]) ->
     for kill in range(100):
         root = folder / f"d{kill // 10}"
         made += check_killed(root, case, kill_paced(root, case, forked, rng))
+        if kill % 10 == 9 and CASES[case][0] == "lerobot":
+            check_by_lerobot(root)
     assert made >= 50
 
 
