@@ -38,5 +38,19 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
+# Files whose tests keep time, or stop and kill processes: `./run test` runs them one by one, the others two at a time.
+_ALONE = """
+    async_agent bus cameras check_robot collect control data_crash data_loader data_repair data_view demo devices driver
+    dynamixel eval_resume franka keyboard keys leader lerobot_robot online phone recording robot ros run_script safety
+    serving skeleton so101 takeover train_distributed train_kill ur xarm
+"""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.stem.removeprefix("test_").startswith(tuple(_ALONE.split())):
+            item.add_marker("alone")
+
+
 def pytest_unconfigure() -> None:
     shutil.rmtree(_HOME, ignore_errors=True)

@@ -251,10 +251,10 @@ def test_all_checks_run_and_any_failure_counts(checkout):
     result = checkout.run("test")
     assert result.returncode == 0, result.stderr
     ran = [line.split()[2] for line in result.stdout.splitlines()]
-    assert ran == ["ruff", "ruff", "mypy", "pytest", "pytest"]
+    assert ran == ["ruff", "ruff", "mypy", "pytest", "pytest", "pytest"]
     failed = checkout.run("test", FAILS="mypy")
     assert failed.returncode == 1 and "failed: types" in failed.stderr
-    assert len(failed.stdout.splitlines()) == 5
+    assert len(failed.stdout.splitlines()) == 6
     assert checkout.run("test", "tests/test_x.py", "-k", "y").stdout == "ran -m pytest tests/test_x.py -k y\n"
     assert checkout.run("test", "tests/test_x.py", FAILS="pytest").returncode == 1
 
