@@ -323,6 +323,30 @@ def test_the_kernels_listing_is_read(tmp_path):
     assert 'ATTRS{idVendor}=="045e"' in str(refused) and "70-teleop.rules" in str(refused)
 
 
+def test_robot_find_lists_devices_and_says_how_to_get_permission(tmp_path, monkeypatch, capsys):
+    from vla_agents.cli import main
+    from vla_agents.collect.devices import evdev, spacemouse
+    from vla_agents.robots import find
+
+    monkeypatch.setattr(find, "list_ports", list)
+    monkeypatch.setattr(evdev, "PROC", tmp_path / "devices")
+    monkeypatch.setattr(spacemouse, "SYSFS", tmp_path / "hid")
+    assert main(["robot", "find", "--no-cameras"]) == 0
+    assert "no gamepad, keyboard or SpaceMouse" in capsys.readouterr().out
+    (tmp_path / "devices").write_text(LISTING)
+    folder = tmp_path / "hid" / "hidraw4" / "device"
+    folder.mkdir(parents=True)
+    (folder / "uevent").write_text(
+        "HID_ID=0003:0000256F:0000C62F\nHID_NAME=3Dconnexion SpaceMouse Wireless\n"
+    )
+    assert main(["robot", "find", "--no-cameras"]) == 0
+    said = capsys.readouterr().out
+    assert "/dev/input/event7  gamepad  Microsoft X-Box 360 pad" in said
+    assert "/dev/hidraw4  spacemouse  3Dconnexion SpaceMouse Wireless" in said
+    assert 'SUBSYSTEM=="input", KERNEL=="event*", ATTRS{idVendor}=="045e"' in said
+    assert 'KERNEL=="hidraw*", ATTRS{idVendor}=="256f", TAG+="uaccess"' in said
+
+
 def test_a_gamepads_events(tmp_path):
     file = DeviceFile(tmp_path / "event7")
     with GamepadDevice(TABLETOP, path=file.path, curve=1.0, deadzone=0.0) as pad:

@@ -160,7 +160,8 @@ def test_a_hand_leads_and_a_lost_connection_stops(phone):
         until(lambda: phone.engaged if phone.act(OBS)[0] > 0 else False)
         assert phone.events() == [Event.SAVE]
     until(lambda: phone.act(OBS).tolist() == IDLE)
-    assert "open http" in phone.trouble and "#secret" in phone.page.url
+    assert "open the address" in phone.trouble and "secret" not in phone.trouble
+    assert phone.controls()["open"] == phone.page.url == f"http://127.0.0.1:{phone.page.port}/#secret"
 
 
 def test_errors_of_the_server(phone, tmp_path):

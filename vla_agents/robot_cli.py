@@ -67,7 +67,7 @@ def find(config: FindConfig) -> int:
             _console.print(f"[bold]{device}[/bold]  camera, {size}  {name}")
         if not cameras:
             _console.print("no camera that gives pictures")
-    if config.devices:
+    if config.devices and not config.port:
         _list_devices()
     return 1 if config.port and quiet else 0
 

@@ -65,10 +65,10 @@ class InputEvent:
         return self.type == KEY
 
 
-def list_inputs(listing: Path = PROC) -> list[InputInfo]:
+def list_inputs(listing: Path | None = None) -> list[InputInfo]:
     """The input devices of this machine; none where the system is not Linux. Needs no permission."""
     try:
-        text = listing.read_text(encoding="utf-8", errors="replace")
+        text = (listing or PROC).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return []
     found = []
@@ -226,7 +226,7 @@ def explain_open(error: OSError, path: str, name: str, rule: str) -> RobotError:
     )
 
 
-def choose_input(kind: str, path: str = "", listing: Path = PROC) -> InputDevice:
+def choose_input(kind: str, path: str = "", listing: Path | None = None) -> InputDevice:
     """The input device at `path`, or the first of a kind.
 
     Raises:

@@ -220,12 +220,13 @@ class PhoneSource(HandSource):
 
     @property
     def trouble(self) -> str:
-        """Nobody is there."""
-        return "" if self._client is not None else f"no page is connected: open {self.url}"
+        """Nobody is there. The token is not in it: others may read this."""
+        return "" if self._client is not None else "no page is connected: open the address that was printed"
 
     def controls(self) -> dict[str, str]:
         """Of the page."""
         return {
+            "open": self.url,
             "hold a pad": "dead-man's switch; drag: move (left pad), up and down, turn (strips)",
             "headset": "squeeze the grip: the tool follows the controller; trigger: gripper",
             "buttons of the page": "gripper, save, discard, success, failure, redo, pause",

@@ -45,10 +45,10 @@ class HidInfo:
         return f'KERNEL=="hidraw*", ATTRS{{idVendor}}=="{self.vendor:04x}", TAG+="uaccess"'
 
 
-def list_spacemice(folder: Path = SYSFS) -> list[HidInfo]:
+def list_spacemice(folder: Path | None = None) -> list[HidInfo]:
     """Those of this machine; Linux. Needs no permission."""
     found = []
-    for entry in sorted(folder.glob("hidraw*")):
+    for entry in sorted((folder or SYSFS).glob("hidraw*")):
         try:
             text = (entry / "device" / "uevent").read_text(encoding="utf-8", errors="replace")
         except OSError:
