@@ -23,13 +23,12 @@ from vla_agents.envs.vector import make_env, make_vec
 from vla_agents.errors import ConfigError, TrainingError
 from vla_agents.policies.checkpoint import load_policy
 from vla_agents.policies.qwen_oft import QwenOFTConfig
-from vla_agents.rollout import rollout
 from vla_agents.train.config import OptimizerConfig, TrainConfig
 from vla_agents.train.run import train
 from vla_agents.train.strategies import online as module
 from vla_agents.train.strategies.advantages import advantage_weights, returns
 from vla_agents.train.strategies.buffer import Buffer
-from vla_agents.train.strategies.correct import Exploring, Mixed, ScriptedHuman, Watched
+from vla_agents.train.strategies.correct import Corrected, Exploring, Mixed, ScriptedHuman
 from vla_agents.train.strategies.online import corrected
 from vla_agents.train.strategy_config import OnlineConfig
 
@@ -77,37 +76,30 @@ def test_dagger_labels_are_the_experts_whoever_acts(tmp_path: Path) -> None:
     env.close()
 
 
-def test_a_scripted_person_takes_over_and_hands_back() -> None:
-    takeover = pytest.importorskip("vla_agents.takeover")
-    env = make_vec(ENV, 2, **ARGS)
-    body = embodiment_of(env)
-    human = ScriptedHuman(ExpertAgent(env), body, disagreement=0.6, patience=2, hold=5)
+def test_a_scripted_person_takes_over_and_hands_back(tmp_path: Path) -> None:
+    """From the third step on (two that were off), for five steps; the chunk is planned anew afterwards."""
 
-    class Planless(Still):
-        def replan(self, mask: np.ndarray | None = None) -> None: ...
-
-    agent = takeover.Takeover(Watched(Planless(), human), human, embodiment=body, takes_over=human.takes_over)
-    driven: list[np.ndarray] = []
-
-    class Look(Agent):
-        def __getattr__(self, name: str) -> Any:
-            return getattr(agent, name)
+    class Resting(Still):
+        def __init__(self) -> None:
+            self.chunker = self
+            self.dropped: list[Any] = []
 
         def reset(self, mask: Any = None, *, seed: Any = None) -> None:
-            agent.reset(mask, seed=seed)
+            if not isinstance(mask, np.ndarray) and mask is not None:
+                self.dropped.append(mask)
 
-        def idle(self, mask: np.ndarray) -> None:
-            agent.idle(mask)
+    policy: Any = Resting()
 
-        def act(self, obs: Any) -> np.ndarray:
-            actions = agent.act(obs)
-            driven.append(np.array(agent.intervened))
-            return actions
+    def agent(env: Any, number: int) -> Corrected:
+        return Corrected(
+            policy, ScriptedHuman(ExpertAgent(env), embodiment_of(env), disagreement=0.6, patience=2, hold=5)
+        )
 
-    rollout(env, Look(), range(2))
-    env.close()
-    one = [bool(row[0]) for row in driven]
-    assert not any(one[:2]) and one[2:7] == [True] * 5, one
+    kept = buffer(tmp_path, agent, episodes=2)
+    kept.play(0)
+    kept.close()
+    drove = open_dataset(kept.path(0)).read(0).intervened.tolist()
+    assert drove[:8] == [False] * 2 + [True] * 5 + [False] and 0 in policy.dropped, drove
 
 
 def test_exploration_depends_on_the_seed_and_leaves_grippers_alone() -> None:
@@ -286,7 +278,7 @@ def logged(out: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-@pytest.mark.parametrize("method", ["dagger", "filtered", "awr"])
+@pytest.mark.parametrize("method", ["dagger", "takeover", "filtered", "awr"])
 def test_a_run_is_killed_and_resumes_to_the_bit(demos: str, tmp_path: Path, method: str) -> None:
     """Killed at step 5, in the second round: the buffer has a round that the checkpoint (step 2) does not know of."""
     settings = OnlineConfig(method=method, rounds=2, episodes=2, num_envs=2, max_steps=10)  # type: ignore[arg-type]

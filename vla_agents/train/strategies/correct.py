@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from vla_agents.agent import Agent
+from vla_agents.agent import Agent, PolicyAgent
 from vla_agents.embodiment import Embodiment
 from vla_agents.observations import Observation, batch_size
 from vla_agents.rollout import EpisodeResult, Listener, StepEvent
@@ -138,38 +138,53 @@ class ScriptedHuman(Agent):
         self._watched = None
         self._label = np.asarray(self._expert.act(obs), np.float32)
         drives = np.array([self._drives(slot) for slot in range(len(np.atleast_2d(self._label)))])
-        return drives[0] if single else drives
+        return np.asarray(drives[0]) if single else drives
 
     def _drives(self, slot: int) -> bool:
         left = self._left.get(slot, 0)
         if not left and self._off.get(slot, 0) >= self._patience:
-            left, self._off[slot] = self._hold, 0
+            left = self._hold
+        if left:  # afterwards the policy is judged anew
+            self._off[slot] = 0
         self._left[slot] = max(0, left - 1)
         return left > 0
 
 
-class Watched(Agent):
-    """A policy whose actions a `ScriptedHuman` sees; everything else is handed through."""
+class Corrected(Agent):
+    """A policy under the eyes of a `ScriptedHuman`; what it had planned is dropped when control comes back to it.
 
-    def __init__(self, policy: Any, human: ScriptedHuman) -> None:
+    Attributes:
+        intervened: Whether the human gave the last action, bool () or (N,).
+    """
+
+    def __init__(self, policy: PolicyAgent, human: ScriptedHuman) -> None:
         self._policy, self._human = policy, human
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._policy, name)
+        self.intervened = np.zeros(0, bool)
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
-        """See `Agent.reset`."""
+        """Both begin anew, the policy drives."""
         self._policy.reset(mask, seed=seed)
+        self._human.reset(mask, seed=seed)
+        if mask is None:
+            self.intervened = np.zeros(0, bool)
+        elif len(np.atleast_1d(self.intervened)) == len(mask):
+            self.intervened = self.intervened & ~np.asarray(mask, bool)
 
     def idle(self, mask: np.ndarray) -> None:
-        """See `Agent.idle`."""
+        """Nobody acts in these slots."""
         self._policy.idle(mask)
+        self._human.idle(mask)
 
     def act(self, obs: Observation) -> np.ndarray:
-        """See `Agent.act`."""
-        actions: np.ndarray = self._policy.act(obs)
-        self._human.watch(actions)
-        return actions
+        """The driver's action; the human sees what the policy would have done."""
+        drives = self._human.takes_over(obs)
+        if self.intervened.shape == drives.shape:
+            for slot in np.flatnonzero(self.intervened & ~drives):
+                self._policy.chunker.reset(int(slot))
+        own = np.asarray(self._policy.act(obs), np.float32)
+        self._human.watch(own)
+        self.intervened = drives
+        return np.where(drives[..., None], self._human.act(obs), own)
 
 
 class Exploring(Seeded):

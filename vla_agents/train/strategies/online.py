@@ -33,7 +33,7 @@ from vla_agents.policies.policy import Policy
 from vla_agents.train.config import TrainConfig
 from vla_agents.train.strategies.advantages import advantage_weights
 from vla_agents.train.strategies.buffer import Buffer, Env
-from vla_agents.train.strategies.correct import Exploring, Mixed, ScriptedHuman, Watched
+from vla_agents.train.strategies.correct import Corrected, Exploring, Mixed, ScriptedHuman
 from vla_agents.train.strategies.ingredients import Evaluate, Ingredients
 from vla_agents.train.strategy import BehaviourCloning
 
@@ -267,15 +267,14 @@ def _make_agent(policy: Policy, config: TrainConfig, env: Env, number: int) -> A
 
 
 def _with_human(own: PolicyAgent, env: Env, config: TrainConfig) -> Agent:
-    from vla_agents.takeover import Takeover
-
     settings, there = config.online, embodiment_of(env)
     if settings.human == "expert":
         human = ScriptedHuman(
             ExpertAgent(env), there, settings.disagreement, settings.patience, settings.hold
         )
-        return Takeover(Watched(own, human), human, embodiment=there, takes_over=human.takes_over)
+        return Corrected(own, human)
     from vla_agents.collect.teleop import make_device
+    from vla_agents.takeover import Takeover
 
     if settings.num_envs != 1:
         raise ConfigError("a person can look after one robot", "online.num_envs=1")
