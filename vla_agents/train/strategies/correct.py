@@ -51,7 +51,6 @@ class Mixed(Seeded):
 
     Attributes:
         labels: The expert's actions at the last step, (D,) or (N, D).
-        intervened: Whether the expert drove, bool () or (N,).
     """
 
     stream = 0xDA6
@@ -60,7 +59,12 @@ class Mixed(Seeded):
         super().__init__()
         self._policy, self._expert, self._share = policy, expert, share
         self.labels = np.zeros(0)
-        self.intervened = np.zeros(0, bool)
+        self._drove = np.zeros(0, bool)  # () or (N,)
+
+    @property
+    def intervened(self) -> bool | np.ndarray:
+        """Whether the expert drove at the last step, bool (N,) for a vector env."""
+        return self._drove if self._drove.ndim else bool(self._drove)
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Both begin anew."""
@@ -78,9 +82,9 @@ class Mixed(Seeded):
         count = batch_size(obs)
         self.labels = np.asarray(self._expert.act(obs), np.float32)
         drives = np.array([self.random(slot).random() < self._share for slot in range(count or 1)])
-        self.intervened = drives if count else drives[0]
+        self._drove = drives if count else np.asarray(drives[0])
         own = np.asarray(self._policy.act(obs), np.float32)
-        return np.where(self.intervened[..., None], self.labels, own)
+        return np.where(self._drove[..., None], self.labels, own)
 
 
 class ScriptedHuman(Agent):
@@ -151,24 +155,25 @@ class ScriptedHuman(Agent):
 
 
 class Corrected(Agent):
-    """A policy under the eyes of a `ScriptedHuman`; what it had planned is dropped when control comes back to it.
-
-    Attributes:
-        intervened: Whether the human gave the last action, bool () or (N,).
-    """
+    """A policy under the eyes of a `ScriptedHuman`; what it had planned is dropped when control comes back to it."""
 
     def __init__(self, policy: PolicyAgent, human: ScriptedHuman) -> None:
         self._policy, self._human = policy, human
-        self.intervened = np.zeros(0, bool)
+        self._drove = np.zeros(0, bool)  # () or (N,)
+
+    @property
+    def intervened(self) -> bool | np.ndarray:
+        """Whether the human gave the last action, bool (N,) for a vector env."""
+        return self._drove if self._drove.ndim else bool(self._drove)
 
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Both begin anew, the policy drives."""
         self._policy.reset(mask, seed=seed)
         self._human.reset(mask, seed=seed)
         if mask is None:
-            self.intervened = np.zeros(0, bool)
-        elif len(np.atleast_1d(self.intervened)) == len(mask):
-            self.intervened = self.intervened & ~np.asarray(mask, bool)
+            self._drove = np.zeros(0, bool)
+        elif len(np.atleast_1d(self._drove)) == len(mask):
+            self._drove = self._drove & ~np.asarray(mask, bool)
 
     def idle(self, mask: np.ndarray) -> None:
         """Nobody acts in these slots."""
@@ -178,12 +183,12 @@ class Corrected(Agent):
     def act(self, obs: Observation) -> np.ndarray:
         """The driver's action; the human sees what the policy would have done."""
         drives = self._human.takes_over(obs)
-        if self.intervened.shape == drives.shape:
-            for slot in np.flatnonzero(self.intervened & ~drives):
+        if self._drove.shape == drives.shape:
+            for slot in np.flatnonzero(self._drove & ~drives):
                 self._policy.chunker.reset(int(slot))
         own = np.asarray(self._policy.act(obs), np.float32)
         self._human.watch(own)
-        self.intervened = drives
+        self._drove = drives
         return np.where(drives[..., None], self._human.act(obs), own)
 
 
@@ -233,7 +238,8 @@ class Told(Listener):
         agent, info = self._agent, dict(step.info)
         intervened = getattr(agent, "intervened", None)
         if intervened is not None:
-            info["intervened"] = bool(np.atleast_1d(intervened)[slot])
+            drove = np.atleast_1d(intervened)
+            info["intervened"] = bool(drove[slot % len(drove)])
         labels = getattr(agent, "labels", None)
         if labels is not None:
             info["executed"] = step.action
