@@ -8,13 +8,12 @@ else's.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,8 +21,6 @@ import numpy as np
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ActionError, ServerBusyError
 from vla_agents.observations import Observation
-
-log = logging.getLogger(__name__)
 
 
 class BatchPlanner(Protocol):
@@ -98,10 +95,13 @@ class Planned:
     revision: int
 
 
+Done = Callable[[Planned | Exception], None]
+
+
 @dataclass
 class _Job:
     request: PlanRequest
-    future: Future[Planned]
+    done: Done
     since: float
 
     @property
@@ -129,7 +129,7 @@ class Batcher:
         self,
         *,
         max_batch: int = 16,
-        wait_s: float = 0.005,
+        wait_s: float = 0.01,
         max_queued: int = 256,
         observe: Callable[[int, float], None] = lambda batch, seconds: None,
     ) -> None:
@@ -137,11 +137,12 @@ class Batcher:
         self._observe = observe
         self._planner: BatchPlanner | None = None
         self.revision = 0
-        self._jobs: deque[_Job] = deque()
+        self._incoming: SimpleQueue[_Job | None] = SimpleQueue()  # None: stop
+        self._waiting: deque[_Job] = deque()  # the planning thread's own
+        self._lock = threading.Lock()
         self._queued = 0
         self._answered: dict[str, float] = {}  # client -> when it was
         self._took = 0.0  # seconds in the policy, smoothed
-        self._wake = threading.Condition()
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="planning", daemon=True)
         self._thread.start()
@@ -153,116 +154,120 @@ class Batcher:
 
     def swap(self, planner: BatchPlanner) -> None:
         """Plan with this one from the next batch on."""
-        with self._wake:
+        with self._lock:
             self._planner, self.revision = planner, self.revision + 1
 
-    def submit(self, request: PlanRequest) -> Future[Planned]:
-        """Queue a request.
+    def submit(self, request: PlanRequest, done: Done) -> None:
+        """Queue a request; `done` is called from the planning thread with the answer, or with what was raised instead.
 
         Raises:
             ServerBusyError: Too many wait already.
         """
-        job = _Job(request, Future(), time.monotonic())
-        with self._wake:
+        job = _Job(request, done, time.monotonic())
+        with self._lock:
             if self._stop or self._queued + job.size > self._max_queued:
                 raise ServerBusyError(f"{self._queued} observations are waiting already", "ask again later")
-            self._jobs.append(job)
             self._queued += job.size
-            self._wake.notify()
-        return job.future
+        self._incoming.put(job)
 
     def forget(self, client: str) -> None:
         """Wait for this client no more."""
-        with self._wake:
+        with self._lock:
             self._answered.pop(client, None)
 
     def close(self) -> None:
         """End the thread once the batch under way is done; what waits is refused."""
-        with self._wake:
+        with self._lock:
             self._stop = True
-            self._wake.notify()
+        self._incoming.put(None)
         self._thread.join(timeout=60)
-        while self._jobs:
-            self._jobs.popleft().future.set_exception(ServerBusyError("the server stops"))
 
     # ---- thread -------------------------------------------------------------------------------------------
     def _run(self) -> None:
-        while True:
-            with self._wake:
-                while not self._jobs and not self._stop:
-                    self._wake.wait()
-                if self._stop:
-                    return
-                self._wait_for_others()
-                jobs = self._take()
+        while self._fill():
+            jobs = self._take()
+            with self._lock:
                 planner, revision = self._planner, self.revision
+                self._queued -= sum(job.size for job in jobs)
             self._plan(jobs, planner, revision)
+        for job in self._waiting:
+            job.done(ServerBusyError("the server stops"))
 
-    def _wait_for_others(self) -> None:
-        """Until everyone who was answered just now has asked again, the batch is full or the time is over."""
-        end = self._jobs[0].since + min(self._wait_s, self._took / 2)
-        while not self._stop:
-            now = time.monotonic()
-            if now >= end or self._queued >= self._max_batch:
-                return
-            missing = {client for client, at in self._answered.items() if at > now - 2 * self._took}
-            if not missing - {job.request.client for job in self._jobs}:
-                return
-            self._wake.wait(end - now)
+    def _fill(self) -> bool:
+        """Wait for a request, then for those that may join it; False where the thread shall end."""
+        if not self._waiting and not self._receive(None):
+            return False
+        end = self._waiting[0].since + min(self._wait_s, self._took / 2)
+        while sum(job.size for job in self._waiting) < self._max_batch:
+            left = end - time.monotonic() if self._misses_somebody() else 0.0
+            if not self._receive(max(left, 0.0)):
+                return False
+            if left <= 0 and self._incoming.empty():
+                break
+        return not self._stop
+
+    def _receive(self, timeout: float | None) -> bool:
+        """Take a request over, where one comes in that time; False where the thread shall end."""
+        try:
+            job = (
+                self._incoming.get(timeout=timeout)
+                if timeout is None or timeout > 0
+                else self._incoming.get_nowait()
+            )
+        except Empty:
+            return True
+        if job is None:
+            return False
+        self._waiting.append(job)
+        return True
+
+    def _misses_somebody(self) -> bool:
+        """Whether a client that was answered just now has not asked again."""
+        since = time.monotonic() - 2 * self._took
+        with self._lock:
+            lately = {client for client, at in self._answered.items() if at > since}
+        return bool(lately - {job.request.client for job in self._waiting})
 
     def _take(self) -> list[_Job]:
         """The oldest, and those of its kind that fit into its batch."""
-        first = self._jobs.popleft()
+        first = self._waiting.popleft()
         taken, size, left = [first], first.size, deque[_Job]()
-        for job in self._jobs:
+        for job in self._waiting:
             if job.kind == first.kind and size + job.size <= self._max_batch:
                 taken.append(job)
                 size += job.size
             else:
                 left.append(job)
-        self._jobs = left
-        self._queued -= size
+        self._waiting = left
         return taken
 
     def _plan(self, jobs: list[_Job], planner: BatchPlanner | None, revision: int) -> None:
-        jobs = [job for job in jobs if job.future.set_running_or_notify_cancel()]
-        if not jobs:
-            return
         assert planner is not None
         begin = time.monotonic()
         try:
             chunks = _run_policy(planner, [job.request for job in jobs])
         except Exception as error:
-            if len(jobs) > 1:
-                for job in jobs:
-                    job.future, outer = Future(), job.future
-                    self._plan([job], planner, revision)
-                    _hand_on(job.future, outer)
+            if len(jobs) == 1:
+                jobs[0].done(error)
                 return
-            jobs[0].future.set_exception(error)
+            for job in jobs:
+                self._plan([job], planner, revision)
             return
-        seconds = time.monotonic() - begin
-        self._observe(len(chunks), seconds)
+        end = time.monotonic()
+        seconds = end - begin
         self._took = seconds if not self._took else 0.7 * self._took + 0.3 * seconds
-        end = begin + seconds
-        with self._wake:
+        with self._lock:
             self._answered.update((job.request.client, end) for job in jobs)
+        finite = np.isfinite(chunks).all(axis=(1, 2))  # (n,)
         start = 0
         for job in jobs:
-            mine = chunks[start : start + job.size]
+            mine = slice(start, start + job.size)
             start += job.size
-            if np.isfinite(mine).all():
-                job.future.set_result(Planned(mine, len(chunks), begin - job.since, seconds, revision))
+            if finite[mine].all():
+                job.done(Planned(chunks[mine], len(chunks), begin - job.since, seconds, revision))
             else:
-                job.future.set_exception(ActionError("the policy planned actions that are not finite"))
-
-
-def _hand_on(inner: Future[Planned], outer: Future[Planned]) -> None:
-    error = inner.exception()
-    if error is not None:
-        outer.set_exception(error)
-    else:
-        outer.set_result(inner.result())
+                job.done(ActionError("the policy planned actions that are not finite"))
+        self._observe(len(chunks), seconds)
 
 
 def _run_policy(planner: BatchPlanner, requests: list[PlanRequest]) -> np.ndarray:
@@ -274,7 +279,11 @@ def _run_policy(planner: BatchPlanner, requests: list[PlanRequest]) -> np.ndarra
     else:
         prefixes = [prefix for request in requests for prefix in request.prefixes or ()]
         chunks = planner.plan_batch(observations, generators, prefixes, requests[0].committed)
-    found = np.asarray(np.stack(list(chunks)), np.float32)
+    found = (
+        np.asarray(chunks[0], np.float32)[None]
+        if len(chunks) == 1
+        else np.stack(list(chunks)).astype(np.float32)
+    )
     wanted = (len(observations), planner.horizon, planner.embodiment.action_dim)
     if found.shape != wanted:
         raise ActionError(f"the policy planned {found.shape}, expected {wanted}")

@@ -63,7 +63,7 @@ class ServeConfig:
     """The instruction to warm up with."""
     max_batch: int = 16
     """Observations that go through the policy together."""
-    batch_wait_ms: float = 5.0
+    batch_wait_ms: float = 10.0
     """How long a batch waits at most for the clients of the last one; never more than half the time planning takes."""
     max_clients: int = 16
     """Connected at a time."""

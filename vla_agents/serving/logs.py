@@ -47,5 +47,5 @@ def log_to_stderr(style: str, level: str) -> None:
     handler.setFormatter(JsonLines() if style == "json" else TextLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    logging.getLogger("vla_agents").setLevel(level.upper())
+    logging.getLogger("vla_agents.serving").setLevel(level.upper())
     logging.getLogger("websockets").setLevel(logging.CRITICAL)  # strangers' faults; ours are counted

@@ -16,6 +16,7 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -70,7 +71,7 @@ class ServerConfig:
     max_clients: int = 16
     max_queued: int = 256
     max_batch: int = 16
-    batch_wait_s: float = 0.005
+    batch_wait_s: float = 0.01
     idle_s: float = 600.0
     hello_s: float = 5.0
     send_s: float = 10.0
@@ -104,6 +105,8 @@ class PolicyServer:
         self.state = "loading"  # -> ready -> draining -> stopped
         self.in_flight = 0
         self._sessions: set[Any] = set()
+        self._talking: set[Session] = set()
+        self._sweeping: asyncio.Task[None] | None = None
         self._open = 0
         self.metrics = ServerMetrics(
             lambda: len(self._sessions),
@@ -180,7 +183,16 @@ class PolicyServer:
         self.default_execute, self.continues = planner.default_execute, planner.continues
         self.batcher.swap(planner)
         self.state = "ready"
+        self._sweeping = asyncio.create_task(self._sweep())
         log.info("ready", extra={"url": self.url, "revision": self.batcher.revision})
+
+    async def _sweep(self) -> None:
+        """Look after clients that are slow or silent."""
+        period = min(1.0, self.config.idle_s / 4, self.config.send_s / 4)
+        while True:
+            await asyncio.sleep(period)
+            for session in list(self._talking):
+                session.sweep(time.monotonic())
 
     async def _listen_unix(self, unix_serve: Any, options: dict[str, Any]) -> Any:
         path = Path(self.config.unix or "").absolute()
@@ -230,6 +242,8 @@ class PolicyServer:
                         await asyncio.sleep(0.01)
                     await asyncio.sleep(0.05)  # answers are on their way
         self.state = "stopped"
+        if self._sweeping is not None:
+            self._sweeping.cancel()
         connections = list(self._sessions)
         closing = [asyncio.ensure_future(c.close(1001, "the server stops")) for c in connections]
         if closing:
@@ -296,6 +310,7 @@ class PolicyServer:
         path = urlsplit(connection.request.path).path
         native = connection.subprotocol == SUBPROTOCOL
         session = Session(self, connection, "vla-agents" if native else PATHS.get(path, self.config.root))
+        self._talking.add(session)
         log.info("connected", extra={"session": session.id, "protocol": session.protocol})
         try:
             if native:
@@ -309,6 +324,7 @@ class PolicyServer:
             await connection.close(1011, "internal error")
         finally:
             self._sessions.discard(connection)
+            self._talking.discard(session)
             self.batcher.forget(session.id)
             log.info("disconnected", extra={"session": session.id})
 

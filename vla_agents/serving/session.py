@@ -10,6 +10,7 @@ import logging
 import secrets
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +49,9 @@ class Session:
         self._generators: dict[int, Any] = {}
         self._faults = self._count = 0
         self._received_at = 0.0
+        self.waits_since: float | None = None  # for a message
+        self.sends_since: float | None = None
+        self._closing: Any = None
 
     @property
     def embodiment(self) -> Embodiment:
@@ -70,15 +74,19 @@ class Session:
         """
         from websockets.exceptions import ConnectionClosed
 
+        self.waits_since = time.monotonic()
         try:
-            async with asyncio.timeout(timeout or self.server.config.idle_s):
+            if (
+                timeout is None
+            ):  # a silent client is found by the server's sweep: a timer per message costs too much
                 data = await self._connection.recv()
+            else:
+                async with asyncio.timeout(timeout):
+                    data = await self._connection.recv()
         except ConnectionClosed:
             raise Left from None
-        except TimeoutError:
-            if timeout is not None:
-                raise
-            await self.leave(1001, "idle for too long")
+        finally:
+            self.waits_since = None
         self._received_at = time.monotonic()
         self.server.metrics.received.add(by=len(data))
         if isinstance(data, str):
@@ -89,15 +97,23 @@ class Session:
         """A message to the client, who is left where it does not take it in time."""
         from websockets.exceptions import ConnectionClosed
 
+        self.sends_since = time.monotonic()
         try:
-            async with asyncio.timeout(self.server.config.send_s):
-                await self._connection.send(data)
+            await self._connection.send(data)
         except ConnectionClosed:
             raise Left from None
-        except TimeoutError:
-            self._connection.transport.abort()
-            raise Left from None
+        finally:
+            self.sends_since = None
         self.server.metrics.sent.add(by=len(data))
+
+    def sweep(self, now: float) -> None:
+        """Send a client away that is silent for too long, or that does not take its answer."""
+        config = self.server.config
+        if self.sends_since is not None and now - self.sends_since > config.send_s:
+            self._connection.transport.abort()
+        elif self.waits_since is not None and now - self.waits_since > config.idle_s:
+            self.waits_since = now
+            self._closing = asyncio.ensure_future(self._connection.close(1001, "idle for too long"))
 
     async def leave(self, code: int, reason: str) -> None:
         """End the session."""
@@ -152,7 +168,7 @@ class Session:
         outcome = "failed"
         self.server.in_flight += 1
         try:
-            planned = await asyncio.wrap_future(self.server.batcher.submit(asked))
+            planned = await self._planned(asked)
             outcome = "done"
         except ServerBusyError:
             outcome = "busy"
@@ -168,6 +184,25 @@ class Session:
             self.server.metrics.requests.add(self.protocol, outcome)
         self._tell(name, planned)
         return planned
+
+    async def _planned(self, asked: PlanRequest) -> Planned:
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Planned] = loop.create_future()
+
+        def settle(answer: Planned | Exception) -> None:
+            if future.done():  # nobody waits any more
+                return
+            if isinstance(answer, Exception):
+                future.set_exception(answer)
+            else:
+                future.set_result(answer)
+
+        def done(answer: Planned | Exception) -> None:
+            with suppress(RuntimeError):  # the loop is closed: the server stopped in the meantime
+                loop.call_soon_threadsafe(settle, answer)
+
+        self.server.batcher.submit(asked, done)
+        return await future
 
     def answered(self) -> None:
         """The answer to the last message is sent."""

@@ -214,7 +214,7 @@ class Wire:
     def _lost(self) -> Exception:
         close = self._protocol.close_rcvd
         reason = f": {close.reason or close.code}" if close is not None else ""
-        if self._protocol.parser_exc is not None:
+        if not isinstance(self._protocol.parser_exc, EOFError | None):
             return FrameError(f"{_bare(self._where)} sent what is no websocket message, or too large a one")
         return ConnectionLostError(f"{_bare(self._where)} closed the connection{reason}")
 
