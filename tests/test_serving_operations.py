@@ -347,6 +347,18 @@ def hostile_frames(count: int, seed: int) -> Iterator[bytes]:
         yield bytes(frame)
 
 
+def again(url: str) -> Raw:
+    """A new connection, as soon as there is room for one."""
+    end = time.monotonic() + 60
+    while True:
+        try:
+            return Raw(url)
+        except ServingError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+
+
 def flood(url: str, frames: Iterator[bytes]) -> int:
     """Says them all, several at a time, and anew where the server has enough of it; how many were answered."""
     raw, answered, said = Raw(url), 0, 0
@@ -360,7 +372,7 @@ def flood(url: str, frames: Iterator[bytes]) -> int:
                     answered += 1
         except (ConnectionLostError, FrameError):
             raw.close()
-            raw, said = Raw(url), 0
+            raw, said = again(url), 0
     raw.close()
     return answered
 

@@ -298,6 +298,10 @@ class PolicyServer:
         _keep_alive(transport.get_extra_info("socket"))
         return True
 
+    def release(self, connection: Any) -> None:
+        """Count a connection as a client no more."""
+        self._sessions.discard(connection)
+
     def connection_lost(self, connection: Any) -> None:
         """A connection is gone."""
         self._open -= 1

@@ -116,7 +116,8 @@ class Session:
             self._closing = asyncio.ensure_future(self._connection.close(1001, "idle for too long"))
 
     async def leave(self, code: int, reason: str) -> None:
-        """End the session."""
+        """End the session; its place is free from now on, however long the client takes to hear it."""
+        self.server.release(self._connection)
         await self._connection.close(code, reason)
         raise Left
 
