@@ -57,7 +57,8 @@ def openpi_server(file: str, port: int, seconds: float) -> None:
 
 def our_server(port: int, seconds: float) -> None:
     from vla_agents.embodiment import Camera, Embodiment, Part
-    from vla_agents.serving.server import ServerConfig, serving
+    from vla_agents.serving.server import serving
+    from vla_agents.serving.settings import ServerConfig
 
     class Planner:
         embodiment = Embodiment(

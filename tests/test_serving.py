@@ -35,7 +35,8 @@ from vla_agents.errors import (
 from vla_agents.rollout import rollout
 from vla_agents.serving.remote import PolicyClient, RemoteAgent
 from vla_agents.serving.security import check_token, find_token
-from vla_agents.serving.server import ServerConfig, serving
+from vla_agents.serving.server import serving
+from vla_agents.serving.settings import ServerConfig
 
 TESTS = Path(__file__).resolve().parent
 

@@ -27,7 +27,8 @@ from vla_agents.agent import load_agent
 from vla_agents.errors import ConnectionLostError, FrameError, ServingError
 from vla_agents.serving.codec import Encoder, WireLimits
 from vla_agents.serving.remote import PolicyClient
-from vla_agents.serving.server import ServerConfig, serving
+from vla_agents.serving.server import serving
+from vla_agents.serving.settings import ServerConfig
 
 TESTS = Path(__file__).resolve().parent
 

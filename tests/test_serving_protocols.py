@@ -24,7 +24,8 @@ from vla_agents.errors import ActionError, ConfigError, ConnectionLostError, Rem
 from vla_agents.serving.codec import LIMITS
 from vla_agents.serving.gr00t import Gr00tServer, find_token
 from vla_agents.serving.keys import Keys
-from vla_agents.serving.server import PolicyServer, ServerConfig, serving
+from vla_agents.serving.server import PolicyServer, serving
+from vla_agents.serving.settings import ServerConfig
 
 OBS = observation()
 FRONT, WRIST, STATE = OBS["images"]["front"], OBS["images"]["wrist"], OBS["state"]

@@ -20,7 +20,8 @@ from vla_agents.serving.codec import WireLimits
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.logs import log_to_stderr
 from vla_agents.serving.security import find_token
-from vla_agents.serving.server import PolicyServer, ServerConfig
+from vla_agents.serving.server import PolicyServer
+from vla_agents.serving.settings import ServerConfig
 
 log = logging.getLogger(__name__)
 
