@@ -164,9 +164,8 @@ def measure(path: Path) -> dict[str, float]:
     """Open, then take single steps at random: a frame, the state, 16 actions."""
     import av  # noqa: F401 - what is imported is no cost of the dataset
 
-    from vla_agents.data import open_dataset
+    from vla_agents.data import Pictures, WindowDataset, open_dataset
     from vla_agents.data.lerobot import reader as lerobot_reader  # noqa: F401
-    from vla_agents.data.video.decoders import POOL
 
     before, wall, cpu = peak_mb(), time.perf_counter(), time.process_time()
     reader = open_dataset(path)
@@ -176,21 +175,16 @@ def measure(path: Path) -> dict[str, float]:
         "open CPU s": time.process_time() - cpu,
         "open MB": peak_mb() - before,
     }
+    windows = WindowDataset(
+        reader, 16, pictures=Pictures("files")
+    )  # numbers in memory, frames from the videos
     rng = np.random.default_rng(0)
-    videos = reader.videos("front")  # type: ignore[attr-defined]
-    frame = np.empty((1, SIZE, SIZE, 3), np.uint8)
 
     def sample() -> None:
-        episode, step = int(rng.integers(len(reader))), int(rng.integers(LENGTH - 16))
-        rows = reader.rows(episode)  # type: ignore[attr-defined]
-        time_of = videos.start[episode] + float(rows["timestamp"][step])
-        POOL.read(videos.files[videos.file_of[episode]], np.array([time_of]), FPS, (SIZE, SIZE), frame)
-        assert rows["observation.state"][step].shape == (8,) and rows["action"][step : step + 16].shape == (
-            16,
-            7,
-        )
+        batch = windows.get_batch(rng.integers(0, len(windows), 1))
+        assert batch["images"]["front"].shape == (1, SIZE, SIZE, 3) and batch["action"].shape == (1, 16, 7)
 
-    for _ in range(20):
+    for _ in range(SAMPLES):  # as training is after its first moments: of the files that fit, most are open
         sample()
     cpu = time.process_time()
     for _ in range(SAMPLES):

@@ -198,7 +198,7 @@ def test_killed_at_random_times(name: str, folder: Path, forked: Callable[..., A
 
 
 @pytest.mark.long
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("name", CASES)
 def test_killed_a_hundred_times(name: str, folder: Path, forked: Callable[..., Any]) -> None:
     for part in range(5):  # a folder of its own now and then: each check reads all episodes

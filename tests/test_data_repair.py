@@ -223,7 +223,7 @@ def test_what_was_open_is_repaired(case: str, folder: Path, forked: Callable[...
 
 
 @pytest.mark.long
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(7200)
 @pytest.mark.parametrize("case", CASES)
 def test_a_hundred_kills(case: str, folder: Path, forked: Callable[..., Any]) -> None:
     rng = np.random.default_rng()
