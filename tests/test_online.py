@@ -278,7 +278,10 @@ def logged(out: Path, key: str) -> list[float]:
     return [line[key] for line in lines if key in line]
 
 
-@pytest.mark.parametrize("method", ["dagger", "takeover", "filtered", "awr"])
+@pytest.mark.parametrize(
+    "method",
+    ["dagger", *(pytest.param(name, marks=pytest.mark.slow) for name in ("takeover", "filtered", "awr"))],
+)
 def test_a_run_is_killed_and_resumes_to_the_bit(demos: str, tmp_path: Path, method: str) -> None:
     """Killed at step 5, in the second round: the buffer has a round that the checkpoint (step 2) does not know of."""
     settings = OnlineConfig(method=method, rounds=2, episodes=2, num_envs=2, max_steps=10)  # type: ignore[arg-type]
