@@ -15,7 +15,7 @@ kind, out = sys.argv[1], Path(sys.argv[2])
 config = replace(BASE, out=str(out), steps=4, accumulation=2, ema=0.9)
 run = Trainer(framework(kind), cloning(4), config)
 result = run.fit()
-rank = run.accelerator.process_index
+rank = run.engine.rank
 weights = {name: float(p.detach().double().sum()) for name, p in run.policy.named_parameters()}
-found = {"world": run.accelerator.num_processes, "weights": weights, "val_loss": result.metrics["val_loss"]}
+found = {"world": run.engine.world, "weights": weights, "val_loss": result.metrics["val_loss"]}
 (out / f"rank{rank}.json").write_text(json.dumps(found))

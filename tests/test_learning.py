@@ -183,7 +183,7 @@ def test_a_run_with_adapters_resumes_to_the_bit(tmp_path: Path) -> None:
         policy = make("qwen_oft", "qwen3_vl", lora=replace(LORA, dropout=0.1), freeze=("visual",))
         config = RunConfig(out=str(tmp_path / name), **settings, **more)
         trainer = Trainer(policy, BehaviourCloning(data, held_out, 4, 0), config)
-        trainer.strategy.observe = lambda step, _: setattr(trainer, "_stop", step == stop)  # type: ignore[method-assign]
+        trainer.strategy.observe = lambda step, _: setattr(trainer, "stopping", step == stop)  # type: ignore[method-assign]
         trainer.fit()
         return policy
 

@@ -83,10 +83,9 @@ def test_accumulation_equals_the_large_batch(tmp_path: Path) -> None:
         for name, batches in (("one", [whole]), ("many", parts))
     )
     for _ in range(2):
-        loss_one, norm_one = one._train_step()
-        loss_many, norm_many = many._train_step()
-        assert loss_many["action_l1"] == pytest.approx(loss_one["action_l1"], rel=1e-5)
-        assert norm_many == pytest.approx(norm_one, rel=1e-3)
+        whole_step, in_parts = one._train_step(), many._train_step()
+        assert in_parts.losses["action_l1"] == pytest.approx(whole_step.losses["action_l1"], rel=1e-5)
+        assert in_parts.norm == pytest.approx(whole_step.norm, rel=1e-3)
     with torch.no_grad():
         expected = float(one.policy(whole)["action_l1"])
         assert float(many.policy(whole)["action_l1"]) == pytest.approx(expected, rel=1e-4)
@@ -97,7 +96,7 @@ def test_a_resumed_run_equals_the_unbroken_one_to_the_bit(tmp_path: Path, ema: f
     whole = trainer(tmp_path / "whole", ema=ema)
     whole.fit()
     first = trainer(tmp_path / "broken", ema=ema)
-    first.strategy.observe = lambda step, metrics: setattr(first, "_stop", step == 3)  # type: ignore[method-assign]
+    first.strategy.observe = lambda step, metrics: setattr(first, "stopping", step == 3)  # type: ignore[method-assign]
     result = first.fit()
     assert result.interrupted and result.step == 3
     torch.rand(7)  # another process would have another random state

@@ -44,10 +44,10 @@ def test_accumulation_equals_the_large_batch(kind: str, tmp_path: Path) -> None:
     )
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     for name, trainer in (("one", one), ("many", many)):
-        trainer.accelerator.clip_grad_norm_ = lambda *_: 1.0  # type: ignore[method-assign]
-        for optimizer in trainer.optimizers:
+        trainer.engine.clip = lambda *_: 1.0  # type: ignore[method-assign]
+        for optimizer in trainer.engine.optimizers:
             optimizer.zero_grad = lambda **_: None  # type: ignore[method-assign]
-        loss, _ = trainer._train_step()
+        loss = trainer._train_step().losses
         gradients[name] = {n: p.grad for n, p in trainer.policy.named_parameters() if p.grad is not None}
         gradients[name]["loss"] = torch.tensor(sum(loss.values()))
     scale = max(float(g.abs().max()) for g in gradients["one"].values())
@@ -63,7 +63,7 @@ def test_a_resumed_run_equals_the_unbroken_one_to_the_bit(kind: str, tmp_path: P
     whole = run(tmp_path / "whole", framework(kind), cloning(4), **short)
     whole.fit()
     first = run(tmp_path / "broken", framework(kind), cloning(4), **short)
-    first.strategy.observe = lambda step, metrics: setattr(first, "_stop", step == 2)  # type: ignore[method-assign]
+    first.strategy.observe = lambda step, metrics: setattr(first, "stopping", step == 2)  # type: ignore[method-assign]
     assert first.fit().step == 2
     torch.rand(7)  # another process would have another random state
     second = run(tmp_path / "broken", framework(kind, seed=9), cloning(4), resume=True, **short)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import sys
 from collections.abc import Callable, Sequence
@@ -132,29 +131,15 @@ def _collect(args: Sequence[str]) -> None:
 
 
 def _train(args: Sequence[str]) -> None:
-    from rich.console import Console
+    from vla_agents.train_commands import train_command
 
-    from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator
-    from vla_agents.train.config import TrainConfig
-    from vla_agents.train.run import train
+    train_command(args)
 
-    config = parse(TrainConfig, args, "train")
-    with contextlib.ExitStack() as stack:
 
-        def make_evaluate(env: str, env_args: dict[str, Any]) -> PolicyEvaluator:
-            settings = EvalConfig(
-                env=env, env_args=env_args, episodes=config.eval_episodes, seed=config.eval_seed
-            )
-            return stack.enter_context(contextlib.closing(PolicyEvaluator(settings)))
+def _search(args: Sequence[str]) -> None:
+    from vla_agents.train_commands import search_command
 
-        evaluate = make_evaluate(config.env, config.env_args) if config.env else None
-        result = train(config, evaluate, make_evaluate=make_evaluate)
-    numbers = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
-    Console().print(
-        f"step {result.step}  {numbers}\nbest checkpoint: {Path(config.out) / 'best'}", highlight=False
-    )
-    if result.interrupted:
-        raise KeyboardInterrupt
+    search_command(args)
 
 
 def _eval(args: Sequence[str]) -> None:
@@ -290,6 +275,7 @@ COMMANDS: dict[str, _Command] = {
     "finetune": _Command(
         _finetune, "let a policy act, correct it, and learn from that (train --strategy online)"
     ),
+    "search": _Command(_search, "search hyper-parameters of a training run, by one process or many"),
     "eval": _Command(
         _eval, "evaluate an agent in an env or suite: table, JSON, page, videos; eval compare|merge|suites"
     ),

@@ -32,6 +32,7 @@ __all__ = [
     "MotorError",
     "MotorSilentError",
     "ObservationError",
+    "OutOfMemoryError",
     "PlanningError",
     "PolicyCheckError",
     "PortBusyError",
@@ -180,6 +181,10 @@ class PolicyCheckError(VlaAgentsError, AssertionError):
 
 class TrainingError(VlaAgentsError, RuntimeError):
     """Training cannot go on (a loss that is not finite, no data, ...)."""
+
+
+class OutOfMemoryError(TrainingError, MemoryError):
+    """Training needs more memory than there is; says what to change."""
 
 
 class RenderingError(VlaAgentsError, RuntimeError):

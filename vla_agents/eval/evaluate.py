@@ -27,6 +27,7 @@ from vla_agents.envs.vector import make_env, make_vec
 from vla_agents.envs.wrappers import SwappedInstruction
 from vla_agents.errors import ConfigError
 from vla_agents.eval.report import EvalReport, Timing
+from vla_agents.eval.video import VideoRecorder
 from vla_agents.progress import ProgressBar
 from vla_agents.rollout import EpisodeResult, Listener, rollout
 from vla_agents.versions import package_versions
@@ -145,11 +146,15 @@ class PolicyEvaluator:
     Args:
         config: `agent`, `out`, `videos`, `device` and `metrics` are not used.
         progress: Whether to draw a progress bar.
+        folder: Where reports and videos go, a folder `step_000500` for each evaluation; None: nowhere.
+        videos: How many episodes are filmed each time.
     """
 
-    def __init__(self, config: EvalConfig, *, progress: bool = False) -> None:
+    def __init__(
+        self, config: EvalConfig, *, progress: bool = False, folder: Path | None = None, videos: int = 2
+    ) -> None:
         check_config(config)
-        self._config, self._progress = config, progress
+        self._config, self._progress, self._folder, self._videos = config, progress, folder, videos
         self._env: gymnasium.Env | VectorEnv | None = None
         self.reports: dict[int, EvalReport] = {}
 
@@ -173,9 +178,24 @@ class PolicyEvaluator:
         agent = PolicyAgent(policy, chunker=chunker, transforms=body.transforms, embodiment=body.embodiment)
         try:
             seeds = range(config.seed, config.seed + (config.episodes or EPISODES))
-            report = evaluate(self._env, agent, seeds, max_steps=config.max_steps, progress=self._progress)
+            film = None
+            if self._folder is not None and self._videos:
+                film = VideoRecorder(self._folder / f"step_{step:06d}", self._videos, there.control_hz)
+            report = evaluate(
+                self._env,
+                agent,
+                seeds,
+                max_steps=config.max_steps,
+                listeners=[film] if film else [],
+                progress=self._progress,
+            )
+            if film is not None:
+                film.finish()
         finally:
             policy.train(was_training)
+        if self._folder is not None:
+            (self._folder / f"step_{step:06d}").mkdir(parents=True, exist_ok=True)
+            report.save(self._folder / f"step_{step:06d}" / "report.json")
         self.reports[step] = report
         found = report.overall
         overall = {"success": found.success, "success_low": found.low, "success_high": found.high}

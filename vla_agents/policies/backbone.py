@@ -180,6 +180,22 @@ class Backbone(nn.Module):
         """
         raise ConfigError(f"compile=True is not for {self.kind!r}", "leave it out")
 
+    def prepare_inputs(
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        suffix: str = "",
+        answers: Sequence[str] = (),
+        *,
+        queries: Queries | None = None,
+        device: torch.device | None = None,
+    ) -> Any:
+        """What of `encode` and `answered` does not touch the weights: tokens, positions, pixels; their `inputs=`.
+
+        None where a backbone cannot do it beforehand (then `encode` has no such argument either).
+        """
+        return None
+
     # ---- words --------------------------------------------------------------------------------------------
     def token_id(self, token: str) -> int:
         """The id of a text that must be a single token."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -115,13 +115,20 @@ class FlowPolicy(Policy):
         """Contexts (B, L, C) in the head's dtype, and the padding mask where there can be padding."""
         texts = [self.config.told(text) for text in batch.instructions]
         wanted = sorted(set(self.layers))
+        known = {} if batch.inputs is None else {"inputs": batch.inputs}
         encoding = self.backbone.encode(
-            self.views(batch), texts, layers=wanted, final_norm=self.config.final_norm
+            self.views(batch), texts, layers=wanted, final_norm=self.config.final_norm, **known
         )
         by_layer = dict(zip(wanted, encoding.layers, strict=True))
         dtype = self.head.action_encoder.layer1.weight.dtype
         read = {number: hidden.to(dtype) for number, hidden in by_layer.items()}
         return [read[number] for number in self.layers], encoding.mask if encoding.padded else None
+
+    def preprocess(self, batch: Batch) -> Batch:
+        """See `Policy.preprocess`."""
+        texts = [self.config.told(text) for text in batch.instructions]
+        made = self.backbone.prepare_inputs(self.views(batch), texts, device=torch.device("cpu"))
+        return replace(batch, inputs=made)
 
     def head_state(self, batch: Batch) -> Tensor | None:
         """The normalised state (B, S), None where the head takes none."""

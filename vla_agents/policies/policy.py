@@ -32,6 +32,9 @@ class Batch:
         seeds: int64 (B,): where a policy learns by drawing (flow matching), it draws for each sample from that sample's
             seed, so that the loss does not depend on how samples are put together; None: from torch's generator.
         action_mask: bool (B, D): what of the action the sample's body has (`data.loading.mixture`); None: all.
+        rows: int64 (B,): which windows of the training data the samples are, where that is known.
+        inputs: What the VLM reads, made from pictures and texts beforehand (`Policy.preprocess`); None: `forward` makes it.
+        answers: B texts to learn to say, made beforehand likewise.
     """
 
     images: dict[str, Tensor]
@@ -41,6 +44,9 @@ class Batch:
     mask: Tensor | None = None
     seeds: Tensor | None = None
     action_mask: Tensor | None = None
+    rows: Tensor | None = None
+    inputs: Any = None
+    answers: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.instructions)
@@ -67,8 +73,29 @@ class Batch:
             return None if tensor is None else tensor.to(device)
 
         images = {name: image.to(device) for name, image in self.images.items()}
-        vectors = {name: move(tensor) for name, tensor in self._vectors().items()}
-        return Batch(images, self.instructions, **vectors, seeds=self.seeds)  # draws are made on the CPU
+        vectors: dict[str, Any] = {name: move(tensor) for name, tensor in self._vectors().items()}
+        inputs = None if self.inputs is None else self.inputs.to(device)
+        # Draws are made on the CPU.
+        return Batch(
+            images,
+            self.instructions,
+            **vectors,
+            seeds=self.seeds,
+            rows=self.rows,
+            inputs=inputs,
+            answers=self.answers,
+        )
+
+    def sample(self, row: int) -> Batch:
+        """One sample, as a batch."""
+        some = slice(row, row + 1)
+
+        def cut(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor[some]
+
+        vectors: dict[str, Any] = {name: cut(tensor) for name, tensor in self._vectors().items()}
+        images = {name: image[some] for name, image in self.images.items()}
+        return Batch(images, self.instructions[some], **vectors, seeds=cut(self.seeds), rows=cut(self.rows))
 
     def _vectors(self) -> dict[str, Tensor | None]:
         names = ("state", "action", "mask", "action_mask")
@@ -93,7 +120,9 @@ class Batch:
         images = {
             name: torch.from_numpy(np.ascontiguousarray(image)) for name, image in data["images"].items()
         }
-        vectors = {name: tensor(name) for name in ("state", "action", "mask", "seeds", "action_mask")}
+        vectors: dict[str, Any] = {
+            name: tensor(name) for name in ("state", "action", "mask", "seeds", "action_mask", "rows")
+        }
         return cls(images, [str(t) for t in instructions], **vectors)
 
     @classmethod
@@ -149,6 +178,14 @@ class Policy(nn.Module):
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Named scalar losses, each a mean over the valid entries of the batch."""
         raise NotImplementedError
+
+    def preprocess(self, batch: Batch) -> Batch:
+        """What `forward` does to a batch before it reaches the weights, done beforehand, on the CPU: `batch.inputs`.
+
+        Loader workers call it: tokens, positions and pixels then cost the training process nothing. `forward` gives the
+        same numbers with and without. By default, for policies that cannot, the batch as it is.
+        """
+        return batch
 
     def loss_weight(self, batch: Batch) -> int | dict[str, int]:
         """How many entries each loss of `forward` is a mean over, or a number for each name where they differ.

@@ -45,6 +45,14 @@ class PromptInputs(dict[str, Any]):
         self.places = places
         self.mask = mask
 
+    def to(self, device: Any) -> PromptInputs:
+        """The same on another device."""
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.items()}
+        return PromptInputs(moved, self.grids, self.places.to(device), self.mask.to(device))
+
+    def __reduce__(self) -> tuple[Any, ...]:  # loader workers send it
+        return PromptInputs, (dict(self), self.grids, self.places, self.mask)
+
     @property
     def pixels(self) -> Tensor:
         """(B, patches of a sample, values of a patch)."""

@@ -19,7 +19,7 @@ by itself, and `TokenDecodeError` says so where its words are no chunk; nothing 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -168,20 +168,35 @@ class QwenFAST(Policy):
 
     def loss_weight(self, batch: Batch) -> int:
         """Tokens of the answers: what the loss is a mean over."""
+        if batch.answers is not None:
+            counts = self.backbone.tokenizer(batch.answers, add_special_tokens=False)["input_ids"]
+            return sum(map(len, counts))
         ids = self.backbone.tokenizer(self._after_answer, add_special_tokens=False)["input_ids"]
         after = len(ids) if self._after_answer else 0
         return sum(len(tokens) + after for tokens in self.tokenize(batch))
 
     def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states (B, L, hidden) of prompts with answers; labels (B, L): tokens of the answer, or -100."""
-        answers = [
-            "".join(ACTION_WORD.format(token) for token in row) + self._after_answer
-            for row in self.tokenize(batch)
-        ]
-        begin = self.config.begin
-        encoding = self.backbone.answered(self.views(batch), self.prompts(batch), answers, begin=begin)
+        known = {} if batch.inputs is None else {"inputs": batch.inputs}
+        encoding = self.backbone.answered(
+            self.views(batch), self.prompts(batch), self._answers(batch), begin=self.config.begin, **known
+        )
         assert encoding.input_ids is not None and encoding.answers is not None
         return encoding.hidden, encoding.input_ids.masked_fill(~encoding.answers, -100)
+
+    def _answers(self, batch: Batch) -> list[str]:
+        """The B answers to learn."""
+        if batch.answers is not None:
+            return batch.answers
+        words = ("".join(ACTION_WORD.format(token) for token in row) for row in self.tokenize(batch))
+        return [text + self._after_answer for text in words]
+
+    def preprocess(self, batch: Batch) -> Batch:
+        """See `Policy.preprocess`."""
+        answers, cpu = self._answers(batch), torch.device("cpu")
+        arguments = self.views(batch), self.prompts(batch)
+        made = self.backbone.prepare_inputs(*arguments, self.config.begin, answers=answers, device=cpu)
+        return replace(batch, inputs=made, answers=answers)
 
     def tokenize(self, batch: Batch) -> list[list[int]]:
         """FAST tokens of the batch's actions, one list per sample."""

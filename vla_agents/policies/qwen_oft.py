@@ -126,14 +126,22 @@ class QwenOFT(Policy):
 
     def hidden_at_queries(self, batch: Batch) -> Tensor:
         """The hidden states that the head reads, (B, H, hidden)."""
+        known = {} if batch.inputs is None else {"inputs": batch.inputs}
         encoding = self.backbone.encode(
             self.views(batch),
             self.prompts(batch),
             queries=replace(self.queries, cut=self.config.cut),
             final_norm=self.config.final_norm,
+            **known,
         )
         assert encoding.queries is not None
         return encoding.queries
+
+    def preprocess(self, batch: Batch) -> Batch:
+        """See `Policy.preprocess`."""
+        queries, cpu = replace(self.queries, cut=self.config.cut), torch.device("cpu")
+        arguments = self.views(batch), self.prompts(batch)
+        return replace(batch, inputs=self.backbone.prepare_inputs(*arguments, queries=queries, device=cpu))
 
     def normalized_actions(self, batch: Batch) -> Tensor:
         """Predicted chunks in normalised units, float32 (B, H, D)."""

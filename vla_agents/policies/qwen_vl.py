@@ -144,6 +144,7 @@ class QwenVLBackbone(Backbone):
         queries: Queries | None = None,
         layers: Sequence[int] | None = None,
         final_norm: bool = True,
+        inputs: PromptInputs | None = None,
     ) -> Encoding:
         """See `Backbone.encode`; further:
 
@@ -152,12 +153,10 @@ class QwenVLBackbone(Backbone):
             answers: B answers appended after the generation prompt instead, for language training.
         """
         self.check_attention()
-        cut = ""
-        if queries is not None and not queries.in_text:
-            suffix += queries.token * queries.count
-        elif queries is not None and queries.cut:
-            cut = queries.token
-        inputs = self.inputs(images, texts, suffix, answers, cut_after=cut)
+        if inputs is None:
+            inputs = self.prepare_inputs(images, texts, suffix, answers, queries=queries)
+        else:
+            inputs["pixel_values"] = inputs["pixel_values"].to(self.vlm.dtype)
         wanted = [self.num_layers] if layers is None else list(layers)
         decoder = None if torch.is_grad_enabled() else self._graphs.get("decode")
         outputs = run_decoder(self.vlm.model, inputs, wanted, final_norm=final_norm, decoder=decoder)
@@ -167,6 +166,24 @@ class QwenVLBackbone(Backbone):
         if queries is not None:
             encoding.queries = self._at_queries(encoding, queries)
         return encoding
+
+    def prepare_inputs(
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        suffix: str = "",
+        answers: Sequence[str] = (),
+        *,
+        queries: Queries | None = None,
+        device: torch.device | None = None,
+    ) -> PromptInputs:
+        """See `Backbone.prepare_inputs`."""
+        cut = ""
+        if queries is not None and not queries.in_text:
+            suffix += queries.token * queries.count
+        elif queries is not None and queries.cut:
+            cut = queries.token
+        return self.inputs(images, texts, suffix, answers, cut_after=cut, device=device)
 
     def _at_queries(self, encoding: Encoding, queries: Queries) -> Tensor:
         """(B, H, hidden); a text may hold the token too, so the last ones count."""
@@ -185,10 +202,15 @@ class QwenVLBackbone(Backbone):
         return text_after_answer(self.tokenizer)
 
     def answered(
-        self, images: Sequence[Tensor], texts: Sequence[str], answers: Sequence[str], begin: str = ""
+        self,
+        images: Sequence[Tensor],
+        texts: Sequence[str],
+        answers: Sequence[str],
+        begin: str = "",
+        inputs: PromptInputs | None = None,
     ) -> Encoding:
         """See `Backbone.answered`."""
-        encoding = self.encode(images, texts, suffix=begin, answers=answers)
+        encoding = self.encode(images, texts, suffix=begin, answers=answers, inputs=inputs)
         assert encoding.input_ids is not None
         encoding.answers = torch.zeros_like(encoding.input_ids, dtype=torch.bool)
         for row, answer in enumerate(answers):
@@ -227,9 +249,10 @@ class QwenVLBackbone(Backbone):
         answers: Sequence[str] = (),
         *,
         cut_after: str = "",
+        device: torch.device | None = None,
     ) -> PromptInputs:
-        """The keyword arguments of the model's forward pass for B prompts."""
-        device = next(self.parameters()).device
+        """The keyword arguments of the model's forward pass for B prompts; on the model's device by default."""
+        device = device or next(self.parameters()).device
         pixels, grids = zip(*(self.patches(view) for view in images), strict=True)
         ends = [suffix + answer for answer in answers] if answers else [suffix] * len(texts)
         cut = self.token_id(cut_after) if cut_after else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,5 +52,7 @@ def select(batch: Batch, rows: Sequence[int]) -> Batch:
 
     images = {name: image[index.to(image.device)] for name, image in batch.images.items()}
     texts = [batch.instructions[row] for row in rows]
-    vectors = (batch.state, batch.action, batch.mask, batch.seeds, batch.action_mask)
-    return Batch(images, texts, *map(take, vectors))
+    vectors: dict[str, Any] = {
+        name: take(getattr(batch, name)) for name in ("state", "action", "mask", "seeds", "action_mask")
+    }
+    return Batch(images, texts, **vectors)

@@ -28,6 +28,9 @@ class OptimizerConfig:
     """Peak learning rate of AdamW."""
     muon_lr: float = 0.02
     """Peak learning rate of Muon."""
+    lr_of: dict[str, float] = field(default_factory=dict)
+    """Peak learning rates of their own: regular expression -> rate for parameters with a match in their name (e.g. visual
+    1e-5 head 1e-3), whichever optimiser they have; a pattern that matches nothing is an error."""
     weight_decay: float = 0.01
     """Decoupled weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -58,6 +61,8 @@ class RunConfig:
     """Steps between validations (and closed-loop evaluations where an env is given)."""
     save_every: int = 500
     """Steps between checkpoints one can resume from, beside those at validations; 0: only there."""
+    keep: str = "best,last"
+    """Checkpoints that stay: best, last, every=N (those whose step is a multiple of N), all."""
     log_every: int = 10
     """Steps between lines of metrics.jsonl."""
     ema: float = 0.0
@@ -68,12 +73,16 @@ class RunConfig:
     """Where to train."""
     mixed_precision: Literal["no", "bf16"] = "no"
     """Autocast of the forward pass."""
+    engine: Literal["auto", "ddp", "fsdp2", "zero2", "zero3"] = "auto"
+    """Of several processes: what each keeps. auto: what `accelerate launch` was configured for, else ddp (all of it)."""
     threads: int = 0
     """CPU threads; 0 leaves torch's choice."""
     resume: bool = False
     """Go on from the newest checkpoint in the run folder."""
     tensorboard: bool = True
     """Write TensorBoard event files beside metrics.jsonl."""
+    track: Literal["no", "wandb", "trackio"] = "no"
+    """Show the run in one of these services too, if it is installed and works; training does not depend on it."""
 
 
 @dataclass(frozen=True)
@@ -117,8 +126,15 @@ class TrainConfig(RunConfig):
     """Which policy; decides what --model options there are: --policy NAME --help shows them."""
     model: Any = None
     """The policy's configuration."""  # an instance of the policy class's `config_class`; None: its defaults
+    dry_run: bool = False
+    """Do not train: show the first batch, what learns, and how much memory it takes."""
+    find_batch_size: bool = False
+    """Do not train: try which batch size fits and which is fastest."""
     init_from: str | None = None
     """Checkpoint whose weights and model options to start from (its embodiment must fit the data)."""
+    modules: tuple[str, ...] = ()
+    """With init_from: take only these modules' weights from there (regular expressions for the beginning of names, e.g.
+    backbone), and make the rest anew; the checkpoint may then be of another policy and another body."""
     refit: bool = False
     """With init_from: learn anew from these data what gradients do not learn (Qwen-FAST's action tokenizer)."""
     normalization: dict[str, str] = field(default_factory=dict)

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
+import sys
 import time
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import torch
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -20,15 +24,22 @@ from rich.progress import (
 
 
 class MetricsLog:
-    """Appends to `metrics.jsonl` (and to TensorBoard event files where wanted); flushed line by line."""
+    """Appends to `metrics.jsonl` (and to TensorBoard event files where wanted); flushed line by line.
 
-    def __init__(self, folder: Path, *, tensorboard: bool) -> None:
+    Args:
+        folder: The run folder.
+        tensorboard: Whether to write event files too.
+        after: The step that the run goes on from; what was written of later ones is dropped.
+    """
+
+    def __init__(self, folder: Path, *, tensorboard: bool, after: int = 0) -> None:
+        truncate_after(folder / "metrics.jsonl", after)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder / "tensorboard"))
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
     def write(self, step: int, **values: float) -> None:
         """One entry."""
@@ -46,13 +57,33 @@ class MetricsLog:
             self._board.close()
 
 
+def read_entries(path: Path) -> list[dict[str, float]]:
+    """The entries of a `metrics.jsonl`; a last line that a killed process left unfinished is none."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            found.append(json.loads(line))
+        except ValueError:
+            break
+    return found
+
+
 def truncate_after(path: Path, step: int) -> None:
-    """Drop the entries after a step, so that a resumed run does not repeat them."""
+    """Drop the entries after a step, so that a resumed run does not repeat them; at one stroke."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if line and json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+    kept = [json.dumps(entry) + "\n" for entry in read_entries(path) if entry["step"] <= step]
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary.write_text("".join(kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def memory(device: torch.device) -> float:
+    """Most memory held so far, in GB: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (1e9 if sys.platform == "darwin" else 1e6)  # bytes there, KiB elsewhere
 
 
 class TrainingBar:
@@ -61,10 +92,11 @@ class TrainingBar:
     Args:
         total: Steps of the run.
         title: What is trained.
+        start: Steps that were taken before.
         show: False for all processes but the first.
     """
 
-    def __init__(self, total: int, title: str, *, show: bool = True) -> None:
+    def __init__(self, total: int, title: str, *, start: int = 0, show: bool = True) -> None:
         self._console = Console(stderr=True)
         self._show, self._title, self._total = show, title, total
         self._live = show and self._console.is_terminal
@@ -79,7 +111,7 @@ class TrainingBar:
             console=self._console,
             disable=not self._live,
         )
-        self._task = self._progress.add_task(title, total=total, status="")
+        self._task = self._progress.add_task(title, total=total, completed=start, status="")
 
     def __enter__(self) -> TrainingBar:
         self._progress.start()

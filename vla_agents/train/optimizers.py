@@ -7,43 +7,64 @@ embeddings, the last layer of a head, norms and biases take AdamW.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from vla_agents.train.config import OptimizerConfig
+from vla_agents.train.transfer import groups_by_rate
 
 
 def make_optimizers(model: nn.Module, config: OptimizerConfig) -> list[torch.optim.Optimizer]:
     """One or two optimisers over the parameters that want gradients."""
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if config.kind == "muon" and _is_inner_matrix(name, p)]
-    taken = {id(p) for p in matrices}
-    rest = [p for _, p in named if id(p) not in taken]
-    groups = [
-        {
-            "params": [p for p in rest if p.ndim >= 2],
-            "weight_decay": config.weight_decay if not matrices else 0.0,
-        },
-        {"params": [p for p in rest if p.ndim < 2], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
+    matrices: list[tuple[str, nn.Parameter]] = []
+    rest: list[tuple[str, nn.Parameter]] = []
+    for name, parameter in named:
+        inner = config.kind == "muon" and _is_inner_matrix(name, parameter)
+        (matrices if inner else rest).append((name, parameter))
+    rates = _rates(named, config)
     optimizers: list[torch.optim.Optimizer] = []
     if matrices:
         optimizers.append(
             torch.optim.Muon(
-                matrices,
+                _groups(matrices, rates, config.muon_lr),
                 lr=config.muon_lr,
                 momentum=0.95,
                 weight_decay=config.weight_decay,
                 adjust_lr_fn="original",
             )
         )
-    if groups:
-        fused = all(p.is_floating_point() for p in rest)
+    if rest:
+        decayed = [(name, p) for name, p in rest if p.ndim >= 2]
+        plain = [(name, p) for name, p in rest if p.ndim < 2]
+        groups = [
+            group | {"weight_decay": decay}
+            for part, decay in ((decayed, config.weight_decay if not matrices else 0.0), (plain, 0.0))
+            for group in _groups(part, rates, config.lr)
+        ]
+        fused = all(p.is_floating_point() for _, p in rest)
         optimizers.append(torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused))
     return optimizers
+
+
+def _rates(named: list[tuple[str, nn.Parameter]], config: OptimizerConfig) -> dict[str, float]:
+    """Parameter name -> its own learning rate, for those that have one."""
+    if not config.lr_of:
+        return {}
+    groups = groups_by_rate(named, config.lr_of, math.nan)
+    return {name: rate for rate, part in groups if not math.isnan(rate) for name, _ in part}
+
+
+def _groups(
+    named: list[tuple[str, nn.Parameter]], rates: dict[str, float], default: float
+) -> list[dict[str, Any]]:
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in named:
+        found.setdefault(rates.get(name, default), []).append(parameter)
+    return [{"params": parameters, "lr": rate} for rate, parameters in found.items()]
 
 
 _INNER = ("head.hidden.", "head.model.transformer_blocks.")

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 
 from vla_agents.config import save_yaml, to_dict
 from vla_agents.data import Mixture, WindowDataset, load_windows
@@ -17,13 +19,20 @@ from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, TrainingError
 from vla_agents.normalize import Normalizer
 from vla_agents.policies.checkpoint import POLICIES, load_policy, make_policy
+from vla_agents.policies.learning import learning_table
 from vla_agents.policies.policy import Policy
 from vla_agents.policies.policy_config import CHANGEABLE, PolicyConfig
+from vla_agents.train.callbacks import Callback
 from vla_agents.train.checkpoints import newest_checkpoint
 from vla_agents.train.config import TrainConfig
+from vla_agents.train.curves import Curves
+from vla_agents.train.engines import processes
+from vla_agents.train.record import write_record
 from vla_agents.train.strategies.ingredients import Ingredients, MakeEvaluate
 from vla_agents.train.strategy_config import STRATEGIES, stage_datasets
+from vla_agents.train.trackers import Tracker
 from vla_agents.train.trainer import Evaluate, Trainer, TrainResult
+from vla_agents.train.transfer import load_modules
 from vla_agents.train.vlm_run import train_vlm
 
 _log = logging.getLogger(__name__)
@@ -35,6 +44,7 @@ def train(
     *,
     make_evaluate: MakeEvaluate | None = None,
     progress: bool = True,
+    callbacks: Sequence[Callback] = (),
 ) -> TrainResult:
     """Train a policy as a config says.
 
@@ -42,7 +52,8 @@ def train(
         config: The run; written to `run.yaml` in its folder.
         evaluate: Closed-loop evaluation, called with (policy, step) at every validation.
         make_evaluate: Makes one for an env of the strategy's choice (a curriculum's stages).
-        progress: Show a bar while episodes are decoded.
+        progress: Show a bar while episodes are decoded, and the table of what learns.
+        callbacks: What else shall happen beside the steps.
 
     Raises:
         DatasetError: A dataset is missing or damaged.
@@ -53,12 +64,56 @@ def train(
     out = Path(config.out)
     if not config.resume and (out / "checkpoints").is_dir():
         raise ConfigError(f"{out} holds a run already", "choose another --out, or go on with it by --resume")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     if config.strategy == "vlm":
         return train_vlm(config)
+    prepared = prepare(config, evaluate, make_evaluate, progress=progress)
+    config, policy, strategy = prepared.config, prepared.policy, prepared.strategy
+    title = f"training {config.policy}"
+    shown = [*_shown(config), *callbacks]
+    trainer = Trainer(policy, strategy, config, prepared.evaluate, title, callbacks=shown)
+    if trainer.engine.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        save_yaml(config, out / "run.yaml")
+        write_record(out, resumed=config.resume)
+        if progress:
+            Console(stderr=True).print(str(learning_table(policy)), highlight=False, markup=False)
+    try:
+        return trainer.fit()
+    finally:
+        strategy.close()
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """All that a run needs before its first step.
+
+    Args:
+        config: The run, with the model options of the checkpoint it starts from.
+        policy: The policy.
+        strategy: What it is trained on.
+        evaluate: How it is evaluated, where it is.
+        training: The windows it learns from.
+    """
+
+    config: TrainConfig
+    policy: Policy
+    strategy: Any
+    evaluate: Evaluate | None
+    training: WindowDataset | Mixture
+
+
+def prepare(
+    config: TrainConfig,
+    evaluate: Evaluate | None = None,
+    make_evaluate: MakeEvaluate | None = None,
+    *,
+    progress: bool = True,
+) -> Prepared:
+    """Data, policy and strategy of a run; see `train`."""
     datasets, weights = _datasets(config)
-    torch.manual_seed(config.seed)  # of dropout; all else has generators of its own
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    torch.manual_seed(config.seed + processes.rank())  # of dropout; all else has generators of its own
     if config.strategy == "multitask" and config.multitask.embedding:
         config = replace(config, model=replace(config.model, tasks=config.multitask.tasks))
     given = _given_policy(config)
@@ -78,18 +133,32 @@ def train(
     training, held_out = windows.split(config.validation_share, config.seed)
     policy = _policy(config, training, given)
     policy.bodies = windows.bodies()
+    _take_modules(policy, config, progress)
     parts = Ingredients(
         config, policy, training, held_out, evaluate, make_evaluate, lambda folder: load([folder])
     )
     strategy = STRATEGIES.get(config.strategy)(parts)
-    trainer = Trainer(policy, strategy, config, parts.evaluate, title=f"training {config.policy}")
-    out.mkdir(parents=True, exist_ok=True)
-    save_yaml(config, out / "run.yaml")
     _log.info("training on %d windows of %d episodes", len(training), len(training.lengths))
-    try:
-        return trainer.fit()
-    finally:
-        strategy.close()
+    return Prepared(config, policy, strategy, parts.evaluate, training)
+
+
+def _take_modules(policy: Policy, config: TrainConfig, progress: bool) -> None:
+    """The weights that `modules` names, from `init_from`."""
+    if not config.modules or config.resume:
+        return
+    if config.init_from is None:
+        raise ConfigError("modules without init_from", "say where from: --init-from CHECKPOINT")
+    taken = load_modules(policy, config.init_from, config.modules)
+    if progress:
+        Console(stderr=True).print(f"taken over:\n{taken}", highlight=False, markup=False)
+
+
+def _shown(config: TrainConfig) -> list[Callback]:
+    """Where a run can be looked at, beside the bar and the log."""
+    found: list[Callback] = [Curves()]
+    if config.track != "no":
+        found.append(Tracker(config.track, project="vla_agents"))
+    return found
 
 
 def _datasets(config: TrainConfig) -> tuple[tuple[str, ...], tuple[float, ...]]:
@@ -114,7 +183,7 @@ def _datasets(config: TrainConfig) -> tuple[tuple[str, ...], tuple[float, ...]]:
 
 def _given_policy(config: TrainConfig) -> Policy | None:
     """The policy to go on from, that of `resume` or of `init_from`, if the run asks for one like it."""
-    source: str | Path | None = config.init_from
+    source: str | Path | None = None if config.modules else config.init_from
     if config.resume:
         source = newest_checkpoint(Path(config.out))
         if source is None:

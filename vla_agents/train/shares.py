@@ -32,19 +32,19 @@ class Shares:
     Args:
         module: Says what its losses count.
         batches: Micro-batches of this process.
-        accelerator: Sums over the processes; None for this one alone.
+        engine: Sums over the processes; None for this one alone.
 
     Attributes:
         names: The losses, where the module names them; the same on all processes.
     """
 
-    def __init__(self, module: Any, batches: Sequence[TrainingBatch], accelerator: Any = None) -> None:
+    def __init__(self, module: Any, batches: Sequence[TrainingBatch], engine: Any = None) -> None:
         self._weights = [loss_weights(module, batch) for batch in batches]
         names = sorted(self._weights[0])
         counts = [[float(weights[name]) for name in names] for weights in self._weights]
         total = torch.tensor(counts, dtype=torch.float64).sum(0)
-        if accelerator is not None:
-            total = accelerator.reduce(total.to(accelerator.device), "sum").cpu()
+        if engine is not None:
+            total = engine.sum(total.to(engine.device)).cpu()
         self._totals = dict(zip(names, total.tolist(), strict=True))
         self.names = [name for name in names if name != _ALL]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -76,6 +76,7 @@ class BehaviourCloning:
         first_steps_weight: How much more often those are drawn.
         workers: Processes that load the batches of the steps to come; 0: this one loads when asked.
         start_method: How these are started (see `Loader`).
+        preprocess: What of `forward` can be done beforehand, in the workers (`Policy.preprocess`).
     """
 
     def __init__(
@@ -88,6 +89,7 @@ class BehaviourCloning:
         first_steps_weight: float = 1.0,
         workers: int = 0,
         start_method: Literal["fork", "spawn", "forkserver"] | None = None,
+        preprocess: Callable[[Batch], Batch] | None = None,
     ) -> None:
         if len(train) == 0:
             raise TrainingError(
@@ -100,6 +102,7 @@ class BehaviourCloning:
             weights = row_weights(train.sizes, train.shares, weights)
         self._order = Draws(weights, batch_size, seed)
         self._workers, self._start_method = workers, start_method
+        self._finish = Finish(preprocess)
         self._loader: Loader[Batch] | None = None
         self._cut = (0, 0, 0)
 
@@ -116,7 +119,7 @@ class BehaviourCloning:
                 count=count,
                 workers=self._workers,
                 start_method=self._start_method,
-                finish=Batch.from_numpy,
+                finish=self._finish,
             )
         return self._loader.step(step)
 
@@ -137,6 +140,11 @@ class BehaviourCloning:
             for part in np.split(rows, range(128, len(rows), 128))
         ]
 
+    def describe(self, rows: Sequence[int]) -> list[str]:
+        """Which episodes training windows are of, in words."""
+        describe = getattr(self.train, "describe", None)
+        return [f"window {row}" for row in rows] if describe is None else describe(rows)
+
     def observe(self, step: int, metrics: dict[str, float]) -> None:
         """Behaviour cloning does not react."""
 
@@ -146,6 +154,22 @@ class BehaviourCloning:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Nothing to restore."""
+
+
+class Finish:
+    """What loader workers make of the arrays of a batch: tensors, and what a policy reads.
+
+    Args:
+        preprocess: `Policy.preprocess`; None: nothing beside tensors.
+    """
+
+    def __init__(self, preprocess: Callable[[Batch], Batch] | None = None) -> None:
+        self._preprocess = preprocess
+
+    def __call__(self, data: dict[str, Any]) -> Batch:
+        """Arrays -> a batch."""
+        batch = Batch.from_numpy(data)
+        return batch if self._preprocess is None else self._preprocess(batch)
 
 
 def with_seeds(

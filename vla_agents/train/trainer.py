@@ -1,4 +1,5 @@
-"""The Trainer takes gradient steps. Which batches come is the strategy's affair; how well it acts, a callable tells.
+"""The Trainer takes gradient steps. Which batches come is the strategy's affair; where the weights lie, the engine's; how
+well it acts, a callable tells; what else shall happen, callbacks do.
 
 One optimiser step sees `accumulation` micro-batches on each process. Every micro-batch's mean loss is weighed by its
 share of all the entries that this loss counts (`vla_agents.train.shares`), so the step equals that of one large batch. A
@@ -11,29 +12,28 @@ run folder:
 
 from __future__ import annotations
 
-import contextlib
 import math
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from vla_agents.errors import TrainingError
 from vla_agents.policies.checkpoint import save_policy
-from vla_agents.train.checkpoints import load_training_state, newest_checkpoint, point, prune, save_checkpoint
+from vla_agents.train.callbacks import Callback, StepReport
+from vla_agents.train.checkpoints import load_training_state, newest_checkpoint, save_checkpoint
 from vla_agents.train.config import RunConfig
-from vla_agents.train.metrics import MetricsLog, TrainingBar, truncate_after
-from vla_agents.train.optimizers import make_optimizers, make_schedules
+from vla_agents.train.ema import MovingAverage
+from vla_agents.train.engines import make_engine, processes
+from vla_agents.train.failures import describe_rows, is_out_of_memory, name_bad_samples, out_of_memory
+from vla_agents.train.keep import Keep, point, prune
+from vla_agents.train.reporting import Reporter
 from vla_agents.train.shares import Shares
+from vla_agents.train.signals import stop_on_signals
 from vla_agents.train.strategy import Strategy, TrainingBatch, with_seeds
 
 # Given the model (in eval mode) and the step; returns metrics, of which "success" decides what is best.
@@ -52,7 +52,7 @@ class TrainResult:
         last: Checkpoint folder of the last step.
         metrics: The last validation's metrics.
         seconds: Wall time of this call.
-        interrupted: Stopped by Ctrl-C; `last` is where to go on.
+        interrupted: Stopped by Ctrl-C, a signal or a callback; `last` is where to go on.
     """
 
     step: int
@@ -73,6 +73,12 @@ class Trainer:
         evaluate: Closed-loop evaluation at every validation; None validates on the loss alone.
         title: For the progress bar.
         save: How the module is written into a checkpoint folder.
+        callbacks: What else shall happen.
+
+    Attributes:
+        step: Finished steps.
+        metrics: Of the last validation.
+        best_score: Of the best validation so far.
     """
 
     def __init__(
@@ -83,158 +89,153 @@ class Trainer:
         evaluate: Evaluate | None = None,
         title: str = "training",
         save: Save = save_policy,
+        callbacks: Sequence[Callback] = (),
     ) -> None:
-        self.config, self.strategy, self.evaluate, self.title = config, strategy, evaluate, title
-        self.save = save
+        self.config, self.strategy, self.evaluate, self.save = config, strategy, evaluate, save
         self.out = Path(config.out)
-        cpu = config.device == "cpu" or (config.device == "auto" and not torch.cuda.is_available())
-        self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
+        self.keep = Keep.parse(config.keep)
         self.policy = policy
         wrap = getattr(strategy, "learner", None)
-        self.learner: nn.Module = (
-            policy if wrap is None else wrap(policy)
-        )  # gives the losses; weights are the policy's
-        raw_optimizers = make_optimizers(policy, config.optimizer)
-        self.schedules = make_schedules(raw_optimizers, config.optimizer, config.steps)
-        self.model: Any = self.accelerator.prepare(self.learner)
-        self.optimizers = [self.accelerator.prepare(optimizer) for optimizer in raw_optimizers]
-        self.ema = {n: p.detach().clone() for n, p in policy.named_parameters()} if config.ema else {}
+        # Gives the losses; the weights are the policy's.
+        self.learner: nn.Module = policy if wrap is None else wrap(policy)
+        self.engine = make_engine(policy, config, self.learner)
+        self.ema = MovingAverage(policy, config.ema) if config.ema else None
+        self.callbacks: list[Callback] = [Reporter(title), *callbacks]
         self.step = 0
         self.best_score = -math.inf
         self.metrics: dict[str, float] = {}
-        self._stop = False
+        self.stopping = False
+        self._asked = False  # on this process
+
+    def stop(self) -> None:
+        """End the run, with a checkpoint: after this step; of several processes, after the next one, when all know."""
+        self._asked = True
+        self.stopping = self.engine.world == 1
 
     def fit(self) -> TrainResult:
-        """Train to `config.steps`, or until Ctrl-C (which saves)."""
+        """Train to `config.steps`, or until Ctrl-C or SIGTERM (which save)."""
         started = time.monotonic()
         self.out.mkdir(parents=True, exist_ok=True)
         if self.config.resume:
             self._resume()
-        main = self.accelerator.is_main_process
-        log = MetricsLog(self.out, tensorboard=self.config.tensorboard) if main else None
+        error: BaseException | None = None
         try:
-            with self._ctrl_c(), TrainingBar(self.config.steps, self.title, show=main) as bar:
-                self._loop(bar, log)
+            with stop_on_signals(self.stop):
+                self._tell("on_start")
+                self._loop()
+        except BaseException as caught:
+            error = caught
+            raise
         finally:
-            if log is not None:
-                log.close()
+            self._tell("on_end", error)
         last = self.out / "last"
         best = self.out / "best" if (self.out / "best").exists() else last
         return TrainResult(
-            self.step, best.resolve(), last.resolve(), self.metrics, time.monotonic() - started, self._stop
+            self.step, best.resolve(), last.resolve(), self.metrics, time.monotonic() - started, self.stopping
         )
 
-    def _loop(self, bar: TrainingBar, log: MetricsLog | None) -> None:
+    def _tell(self, event: str, *arguments: Any) -> None:
+        for callback in self.callbacks:
+            getattr(callback, event)(self, *arguments)
+
+    def _loop(self) -> None:
         config = self.config
-        average, samples, clock = 0.0, 0, time.monotonic()
-        while self.step < config.steps and not self._stop:
-            losses, norm = self._train_step()
+        while self.step < config.steps and not self.stopping:
+            report = self._train_step()
             self.step += 1
-            total = sum(losses.values())
-            average = total if self.step == 1 else 0.95 * average + 0.05 * total
-            samples += config.batch_size * config.accumulation * self.accelerator.num_processes
-            if self.step % config.log_every == 0 or self.step == config.steps:
-                rate = samples / max(1e-9, time.monotonic() - clock)
-                samples, clock = 0, time.monotonic()
-                bar.update(self.step, loss=average, **{"samples/s": f"{rate:.0f}"}, **self._shown())
-                if log is not None:
-                    lr = float(self.schedules[-1].get_last_lr()[0])
-                    parts = losses if len(losses) > 1 else {}
-                    log.write(self.step, loss=total, **parts, grad_norm=norm, lr=lr, samples_per_second=rate)
-            at_end = self.step == config.steps or self._stop
+            self._tell("on_step", report)
+            at_end = self.step == config.steps or self.stopping
             validated = at_end or self.step % config.validate_every == 0
             if validated:
-                self._validate(log)
-                clock = time.monotonic()
+                self._validate()
             if at_end or validated or (config.save_every and self.step % config.save_every == 0):
                 self._save(validated)
-        if self._stop:
-            bar.message(f"Stopped at step {self.step}; saved in {self.out / 'last'}. Go on with --resume.")
 
     # ---- one step -----------------------------------------------------------------------------------------
-    def _train_step(self) -> tuple[dict[str, float], float]:
-        accelerator = self.accelerator
-        where = accelerator.process_index, accelerator.num_processes
+    def _train_step(self) -> StepReport:
+        engine, started = self.engine, time.monotonic()
+        where = engine.rank, engine.world
         drawn = self.strategy.batches(self.step, self.config.accumulation, *where)
+        waited = time.monotonic() - started
         batches = with_seeds(drawn, (self.config.seed, self.step), *where)
         self._check_batches(batches)
-        shares = Shares(self.learner, batches, accelerator)
-        batches = [batch.to(accelerator.device) for batch in batches]
-        self.model.train()
-        sums = {name: torch.zeros((), device=accelerator.device) for name in shares.names}
+        try:
+            losses = self._gradient(batches)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(error, self.config, self.step, engine.world) from error
+        norm = engine.clip(self.config.optimizer.clip)
+        self._check_finite(losses, norm, batches)
+        engine.step()
+        if self.ema is not None:
+            self.ema.update(self.step)
+        samples = self.config.batch_size * self.config.accumulation * engine.world
+        return StepReport(losses, norm, samples, time.monotonic() - started, waited)
+
+    def _gradient(self, batches: Sequence[TrainingBatch]) -> dict[str, float]:
+        """That of the mean over all batches of all processes; returns the losses."""
+        engine = self.engine
+        shares = Shares(self.learner, batches, engine)
+        engine.model.train()
+        sums = {name: torch.zeros((), device=engine.device) for name in shares.names}
         for index, batch in enumerate(batches):
-            last = index == len(batches) - 1
-            with contextlib.nullcontext() if last else accelerator.no_sync(self.model):
-                with accelerator.autocast():
-                    losses = self.model(batch)
+            with engine.accumulating(last=index == len(batches) - 1):
+                with engine.autocast():
+                    losses = engine.model(batch.to(engine.device))
                 parts = shares.weigh(index, losses)
-                # Processes average their gradients, where they should add up.
-                accelerator.backward(torch.stack(list(parts.values())).sum() * accelerator.num_processes)
+                engine.backward(torch.stack(list(parts.values())).sum())
             for name, part in parts.items():
-                sums[name] = sums.get(name, torch.zeros((), device=accelerator.device)) + part.detach()
-        values = {name: float(accelerator.reduce(value, "sum")) for name, value in sums.items()}
-        self._check_finite(values)
-        norm = accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.clip)
-        for optimizer, schedule in zip(self.optimizers, self.schedules, strict=True):
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-        self._update_ema()
-        return values, float(norm)
+                sums[name] = sums.get(name, torch.zeros((), device=engine.device)) + part.detach()
+        asked = torch.tensor(float(self._asked), device=engine.device)  # all processes stop at the same step
+        *values, stops = engine.sum(torch.stack([*sums.values(), asked])).tolist()
+        self.stopping = self.stopping or stops > 0
+        return dict(zip(sums, values, strict=True))
 
     def _check_batches(self, batches: Sequence[TrainingBatch]) -> None:
         for batch in batches:
             problem = batch.find_nonfinite()
             if problem:
-                raise TrainingError(f"step {self.step}: {problem}", "mend that episode or leave it out")
+                if self.engine.world == 1 and self.step:  # elsewhere the other processes do not know of it
+                    self._save(validated=False)
+                whose = describe_rows(batch, self.strategy)
+                raise TrainingError(
+                    f"step {self.step}: {problem}{whose}", "mend that episode or leave it out"
+                )
 
-    def _check_finite(self, losses: dict[str, float]) -> None:
-        if not all(math.isfinite(value) for value in losses.values()):
-            raise TrainingError(
-                f"step {self.step}: the loss is not finite: {losses}",
-                f"use a smaller learning rate; the last good checkpoint is {self.out / 'last'}",
-            )
-
-    def _update_ema(self) -> None:
-        if not self.ema:
+    def _check_finite(self, losses: dict[str, float], norm: float, batches: Sequence[TrainingBatch]) -> None:
+        """Stop before the step is taken: what the weights were until here is good, and saved."""
+        if all(math.isfinite(value) for value in (*losses.values(), norm)):
             return
-        decay = min(self.config.ema, (1 + self.step) / (10 + self.step))  # short memory at first
-        with torch.no_grad():
-            for name, parameter in self.policy.named_parameters():
-                self.ema[name].lerp_(parameter.detach(), 1 - decay)
-
-    @contextlib.contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Inside, the policy has the averaged weights (where an average is kept)."""
-        if not self.ema:
-            yield
-            return
-        raw = {name: p.detach().clone() for name, p in self.policy.named_parameters()}
-        self._set_weights(self.ema)
-        try:
-            yield
-        finally:
-            self._set_weights(raw)
-
-    def _set_weights(self, values: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for name, parameter in self.policy.named_parameters():
-                parameter.copy_(values[name])
+        what = f"losses {losses}, norm of the gradient {norm:g}"
+        who = ""
+        if self.engine.world == 1:
+            who = f"\n  not finite: {name_bad_samples(self.learner, batches, self.strategy, self.engine.device)}"
+        if self.engine.can_undo:
+            self._save(validated=False)
+        raise TrainingError(
+            f"step {self.step}: not finite: {what}{who}",
+            f"look at these episodes, or use a smaller learning rate; {self.out / 'last'} is the last good state",
+        )
 
     # ---- validation and checkpoints -----------------------------------------------------------------------
-    def _validate(self, log: MetricsLog | None) -> None:
+    @property
+    def averages(self) -> dict[str, Tensor] | None:
+        """The averaged weights, where they are kept: what is validated and saved."""
+        return None if self.ema is None else self.ema.values
+
+    def _validate(self) -> None:
         self.policy.eval()
         metrics: dict[str, float] = {}
-        with self._averaged():
+        with self.engine.averaged(self.averages):
             metrics |= self._validation_losses()
-            if self.evaluate is not None and self.accelerator.is_main_process:
-                metrics |= {k: float(v) for k, v in self.evaluate(self.policy, self.step).items()}
-        # What a strategy decides by them must be the same on every process.
-        (metrics,) = broadcast_object_list([metrics])
-        self.metrics = metrics
-        self.strategy.observe(self.step, metrics)
-        if log is not None and metrics:
-            log.write(self.step, **metrics)
+        if self.evaluate is not None:
+            with self.engine.complete_policy(self.averages) as policy:
+                if policy is not None:
+                    metrics |= {k: float(v) for k, v in self.evaluate(policy, self.step).items()}
+        self.metrics = processes.from_main(metrics, self.engine.device)
+        self.strategy.observe(self.step, self.metrics)
+        self._tell("on_validated", self.metrics)
 
     def _validation_losses(self) -> dict[str, float]:
         """`val_loss`; of a strategy with several groups (tasks, stages) that of each, and their mean."""
@@ -250,8 +251,8 @@ class Trainer:
         """That of one batch of all samples; the named losses are added up, as in training."""
         shares, total = Shares(self.learner, batches), 0.0
         for index, batch in enumerate(batches):
-            with self.accelerator.autocast():
-                losses = self.learner(batch.to(self.accelerator.device))
+            with self.engine.autocast():
+                losses = self.engine.evaluate(batch.to(self.engine.device))
             total += sum(float(part) for part in shares.weigh(index, losses).values())
         return total
 
@@ -260,22 +261,18 @@ class Trainer:
             return self.metrics["success"]
         return -self.metrics.get("val_loss", math.inf)
 
-    def _shown(self) -> dict[str, float]:
-        return {key: self.metrics[key] for key in ("val_loss", "success") if key in self.metrics}
-
     def _save(self, validated: bool) -> None:
-        if not self.accelerator.is_main_process:
-            return
         better = validated and self._score() >= self.best_score
         if better:
             self.best_score = self._score()
-        raw = {n: p.detach().clone() for n, p in self.policy.named_parameters()} if self.ema else None
-        with self._averaged():
-            folder = save_checkpoint(self, raw)
+        folder = save_checkpoint(self)
+        if folder is None:  # not the main process
+            return
         point(self.out / "last", folder)
         if better or not (self.out / "best").exists():
             point(self.out / "best", folder)
-        prune(self.out)
+        prune(self.out, self.keep)
+        self._tell("on_saved", folder)
 
     def _resume(self) -> None:
         folder = newest_checkpoint(self.out)
@@ -284,22 +281,3 @@ class Trainer:
                 f"{self.out}: nothing to resume from", "leave out --resume to start a new run"
             )
         load_training_state(self, folder)
-        truncate_after(self.out / "metrics.jsonl", self.step)
-
-    @contextlib.contextmanager
-    def _ctrl_c(self) -> Iterator[None]:
-        """The first Ctrl-C finishes the step and saves; the second one is the usual KeyboardInterrupt."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        previous = signal.getsignal(signal.SIGINT)
-
-        def ask_to_stop(number: int, frame: FrameType | None) -> None:
-            self._stop = True
-            signal.signal(signal.SIGINT, previous)
-
-        signal.signal(signal.SIGINT, ask_to_stop)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)

@@ -99,7 +99,7 @@ def train_vlm(config: TrainConfig) -> TrainResult:
         result = trainer.fit()
     finally:
         loader.close()
-    if trainer.accelerator.is_main_process and not result.interrupted:
+    if trainer.engine.is_main and not result.interrupted:
         export(module, result.best, out / "model")
     return result
 

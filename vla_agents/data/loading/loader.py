@@ -38,7 +38,8 @@ class Loader(Generic[T]):
         prefetch: Steps that each of them works ahead.
         start_method: How they are started: `"fork"` (at once, memory is shared), `"spawn"`, `"forkserver"` (everything is
             sent to them); None: as torch does.
-        finish: What to make of a batch, in the worker: preprocessing, tensors; must be picklable for `"spawn"`.
+        finish: What to make of a batch, in the worker: preprocessing, tensors; must be picklable for `"spawn"`. Beside
+            what the source gives, its batch has `rows`, int64 (B,): which windows they are.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class Loader(Generic[T]):
             yield self.step(number)
 
     def _start(self, first: int) -> Iterator[Any]:
+        import torch
         from torch.utils.data import DataLoader
 
         steps: Any = itertools.count(first)
@@ -105,6 +107,8 @@ class Loader(Generic[T]):
                 prefetch_factor=self._prefetch,
                 multiprocessing_context=self._method,
                 collate_fn=_as_it_is,
+                # Else it would draw from the generator of dropout whenever workers start, also when a run is resumed.
+                generator=torch.Generator(),
                 worker_init_fn=_leave_ctrl_c_to_the_parent,
             )
         )
@@ -140,7 +144,9 @@ class _Job:
     def __call__(self, step: int) -> list[Any]:
         rows = self._order.rows(step, self._count, self._rank, self._world)
         batches = [self._source.get_batch(row) for row in rows]
-        return batches if self._finish is None else [self._finish(batch) for batch in batches]
+        if self._finish is None:
+            return batches
+        return [self._finish({**batch, "rows": row}) for batch, row in zip(batches, rows, strict=True)]
 
 
 class _Steps:

@@ -97,6 +97,12 @@ class Mixture:
                 _scatter(batch, part, at, len(wanted))
         return batch
 
+    def describe(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        """Where windows come from, in words."""
+        which = self.dataset_of[np.asarray(indices, np.int64)]
+        local = np.asarray(indices, np.int64) - self._starts[which]
+        return [self.parts[k].describe([row])[0] for k, row in zip(which, local, strict=True)]
+
     def _part_of_batch(self, number: int, local: np.ndarray) -> dict[str, Any]:
         way = self.members[self.names[number]]
         found = self.parts[number].get_batch(local)

@@ -82,6 +82,7 @@ class WindowDataset:
         self.embodiment: Embodiment = self.transform.embodiment(body)
         self._body = body
         self._store = load_store(sources, body, pictures, fps)
+        self._paths = [(str(source.path), k) for source in sources for k in range(len(source))]
         self._select(np.arange(len(self._store.lengths)))
 
     def _select(self, episodes: np.ndarray) -> None:
@@ -202,6 +203,14 @@ class WindowDataset:
         batch = self.get_batch([index % len(self)])
         images = {name: frames[0] for name, frames in batch.pop("images").items()}
         return {"images": images, **{name: value[0] for name, value in batch.items()}}
+
+    def describe(self, indices: Sequence[int] | np.ndarray) -> list[str]:
+        """Where windows come from, in words: `episode 3 of data/lift, step 17`."""
+        found = []
+        for index in indices:
+            path, episode = self._paths[int(self._episodes[self.episode_of[index]])]
+            found.append(f"episode {episode} of {path}, step {self.step_of[index]}")
+        return found
 
     def bodies(self) -> dict[str, Body]:
         """The body the data are of, and what lies between it and the windows: what a checkpoint needs for acting.

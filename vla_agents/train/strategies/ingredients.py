@@ -54,4 +54,5 @@ class Ingredients:
 
 def behaviour_cloning(parts: Ingredients) -> BehaviourCloning:
     """Windows drawn at random."""
-    return BehaviourCloning(parts.train, parts.held_out, **parts.draws())
+    before = parts.policy.preprocess if parts.config.workers else None
+    return BehaviourCloning(parts.train, parts.held_out, **parts.draws(), preprocess=before)
