@@ -272,7 +272,7 @@ def _tick(loop: ControlLoop, seen: Virtual, arrived: Callable[[], list[np.ndarra
         seen.checker.stopped()
     clearing = loop._clear
     loop.tick()
-    if clearing and not loop._clear:
+    if clearing and not loop._clear and not loop.stopped:  # a stop that came meanwhile cancels the clearing
         seen.checker.cleared(clock.now)
     until = time.monotonic() + 5.0
     while seen.on_the_way and time.monotonic() < until:

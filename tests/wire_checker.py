@@ -123,7 +123,7 @@ class WireChecker:
             if (outward & (np.abs(ahead) > self.lead + self.resolution + EPS)).any():
                 self._wrong(time, f"runs ahead of {reading[1]}", command)
             self._check_effort(time, command, v, slower, slack, reading)
-        if self._must_stop(time, reading):
+        if self._must_stop(time, reading) and not doubt:  # a step from before the stop may have come late
             faster = np.abs(v) > slower + slack
             turned = (v * self._last_v < -slack) & (np.abs(v) > slack)
             yielding = np.zeros_like(faster)
@@ -135,11 +135,14 @@ class WireChecker:
         self._remember(time, command, v, dt)
 
     def _push(self, reading: Any) -> np.ndarray:
-        """Which way the axes push: towards the last command, or as the effort says where they are there."""
+        """Which way the axes push: towards the last command, or as the effort says where they are there.
+
+        0 where the device's rounding decides which of the two it is: there nothing can be said.
+        """
         assert self._last is not None
-        lag = self._last - reading[1]
-        there = np.abs(lag) <= self.resolution + 0.001 * (self.high - self.low)
-        return np.where(there, np.sign(np.nan_to_num(reading[2])), np.sign(lag))
+        lag, near = self._last - reading[1], self.resolution + 0.001 * (self.high - self.low)
+        push = np.where(np.abs(lag) <= near, np.sign(np.nan_to_num(reading[2])), np.sign(lag))
+        return np.where(np.abs(np.abs(lag) - near) <= self.resolution + EPS, 0.0, push)
 
     def _check_effort(
         self, time: float, command: np.ndarray, v: np.ndarray, slower: np.ndarray, slack: Any, reading: Any

@@ -92,6 +92,7 @@ class SafetyFilter:
         self._motion: Motion | None = None  # None: nothing may be sent
         self._first: Reading | None = None  # of the two readings that must agree before there is a motion
         self._unseen = False  # there was a time without readings
+        self._begun = False  # the first command has got through
         self._now = -np.inf
         self._cleared = -np.inf
         self._wished: np.ndarray | None = None  # the target of the last step, where it was followed
@@ -134,6 +135,7 @@ class SafetyFilter:
         motion = self._motion
         if motion is None:
             return
+        self._begun = True
         if (np.abs(actual - motion.position) > self.limits.resolution + 1e-9).any():
             if self._away(motion, actual):
                 self.stop(f"the driver sent {actual.tolist()}, it was told {motion.position.tolist()}")
@@ -142,9 +144,11 @@ class SafetyFilter:
 
     def unsure(self) -> None:
         """It is not known whether the last command arrived. Where it did, the arm rests there; where it did not, it is
-        a step away: from there it goes on, from rest."""
+        a step away: from there it goes on, from rest. Where it was the first one, the next is measured anew."""
         if self._motion is not None:
             self._motion.rest()
+        if not self._begun:
+            self._motion = self._first = None
 
     # ---- one period ---------------------------------------------------------------------------------------
     def step(self, now: float, reading: Reading | None, target: Target | None) -> Decision:
@@ -206,7 +210,7 @@ class SafetyFilter:
         limits = self.limits
         close = limits.velocity * (fresh.time - first.time) + STEADY * (limits.high - limits.low)
         if (np.abs(fresh.position - first.position) <= close).all():
-            self._motion, self._wished = Motion(limits, fresh.position), None
+            self._motion, self._wished, self._begun = Motion(limits, fresh.position), None, False
 
     def _away(self, motion: Motion, position: np.ndarray) -> bool:
         return bool((np.abs(motion.position - position) > self.limits.lead).any())
