@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import defaultdict
 from functools import partial
 from typing import Any
@@ -350,3 +351,65 @@ def test_swapped_instruction_keeps_the_scene() -> None:
         make_env(ENV_ID, (SwappedInstruction,)).reset()
     with pytest.raises(ConfigError, match=r"possible_instructions\(\)"):
         make_vec("CartPole-v1", 2, wrappers=(SwappedInstruction,))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_ctrl_c_that_falls_into_a_destructor_is_not_lost() -> None:
+    class Trap:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)  # Python prints what is raised in here, and goes on
+
+    class Listening(Listener):
+        steps = aborted = 0
+
+        def on_step(self, slot: int, step: StepEvent) -> None:
+            self.steps += 1
+            if self.steps == 3:
+                Trap()
+
+        def on_abort(self) -> None:
+            self.aborted += 1
+
+    heard, env = Listening(), make_env(ENV_ID)
+    with pytest.raises(KeyboardInterrupt):
+        rollout(env, ExpertAgent(env), range(100), [heard])
+    assert (heard.steps, heard.aborted) == (3, 1)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.parametrize("after", range(5))
+def test_closing_ends_wherever_ctrl_c_has_fallen(after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between any two messages to and from the workers."""
+    env = make_vec(ENV_ID, 2, asynchronous=True)
+    env.reset(seed=[1, 2])
+    left = [after]
+
+    class Interrupted:
+        def __init__(self, pipe: Any) -> None:
+            self._pipe = pipe
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._pipe, name)
+
+        def send(self, message: Any) -> None:
+            self._count()
+            self._pipe.send(message)
+
+        def recv(self) -> Any:
+            self._count()
+            return self._pipe.recv()
+
+        def _count(self) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise KeyboardInterrupt
+
+    env.parent_pipes = [Interrupted(pipe) for pipe in env.parent_pipes]  # type: ignore[attr-defined]
+    processes = list(env.processes)  # type: ignore[attr-defined]
+    with pytest.raises(KeyboardInterrupt):
+        for _ in range(3):
+            env.step(np.zeros(env.action_space.shape, np.float32))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="interrupted"):
+        env.step(np.zeros(env.action_space.shape, np.float32))  # type: ignore[arg-type]
+    env.close()
+    assert not any(process.is_alive() for process in processes)

@@ -30,9 +30,9 @@ EXTRAS = {
 # named here (cli, demo, ...) stands on the roof: it may import everything, and nothing below may import it.
 FLOORS = (
     "errors embodiment observations rotations transforms relative common_body bodies normalize chunking registry config"
-    " versions",
+    " versions interrupt",
     "policies data envs robots",
-    "agent async_agent slots rollout arguments progress",
+    "agent async_agent takeover slots rollout arguments progress",
     "train collect eval serving",
 )
 NEVER = {

@@ -20,6 +20,7 @@ from gymnasium.vector import VectorEnv
 
 from vla_agents.agent import Agent, Observation
 from vla_agents.errors import ActionError, ConfigError, VlaAgentsError
+from vla_agents.interrupt import CtrlC
 from vla_agents.slots import Slots, slots_of
 
 
@@ -76,7 +77,7 @@ class StepEvent:
 
     `time` is the monotonic time at which the observation was captured, where the env knows that (a robot), else
     at which it was handed to the agent; `next_obs` is what was seen after the action, at the end of an episode its
-    last picture.
+    last picture. `intervened`: a person gave the action in place of the policy.
     """
 
     obs: Observation
@@ -87,6 +88,7 @@ class StepEvent:
     info: dict[str, Any]
     time: float
     next_obs: Observation
+    intervened: bool = False
 
 
 def rollout(
@@ -119,9 +121,11 @@ def rollout(
     slots = slots_of(env)
     run = _Run(slots, agent, iter(seeds), listeners, max_steps, mark_errors)
     try:
-        run.fill(np.ones(slots.count, bool))
-        while any(run.open):
-            run.fill(run.tick())
+        with CtrlC() as ctrl_c:
+            run.fill(np.ones(slots.count, bool))
+            while any(run.open):
+                ctrl_c.check()
+                run.fill(run.tick())
     except BaseException:
         for listener in listeners:
             listener.on_abort()
@@ -218,6 +222,9 @@ class _Run:
         free = np.array([episode is None for episode in self.open])
         if free.all():  # all were given up
             return free
+        corrected = np.broadcast_to(
+            np.asarray(getattr(self._agent, "intervened", False), bool), (self._slots.count,)
+        ).copy()
         for slot, (reward, terminated, truncated, info) in enumerate(self._slots.step(actions)):
             episode = self.open[slot]
             if episode is None:
@@ -230,7 +237,8 @@ class _Run:
             free[slot] = terminated or truncated
             action = actions if self._slots.is_single else actions[slot]
             after = self._slots.single(slot)
-            event = StepEvent(before[slot], action, reward, terminated, truncated, info, now, after)
+            person = bool(corrected[slot] or info.get("intervened", False))
+            event = StepEvent(before[slot], action, reward, terminated, truncated, info, now, after, person)
             for listener in self._listeners:
                 listener.on_step(slot, event)
             if free[slot]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import multiprocessing
 import signal
+import time
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
@@ -18,6 +20,7 @@ from gymnasium.vector.async_vector_env import AsyncState
 from vla_agents.envs.wrappers import Idle
 from vla_agents.errors import ConfigError, UnknownNameError, VlaAgentsError, suggest
 
+CLOSE_S = 5.0  # s that workers have to close their envs
 _Wrappers = tuple[Callable[[gymnasium.Env], gymnasium.Env], ...]
 
 
@@ -71,9 +74,57 @@ class _SyncVectorEnv(SyncVectorEnv):
 
 
 class _AsyncVectorEnv(AsyncVectorEnv):
-    """Slots that can sleep; raises a worker's own error, where Gymnasium makes one from the message."""
+    """Slots that can sleep; raises a worker's own error, where Gymnasium makes one from the message.
+
+    And `close` ends whatever came before. A Ctrl-C may fall between any two questions and answers; Gymnasium's own
+    `close` then waits for ever for an answer that has been read already. Here a conversation that was broken off
+    is not taken up again: the workers, which hold nothing that must be saved, are ended.
+    """
 
     can_idle = True
+    _talking = False  # a question was asked whose answer has not been read to its end
+
+    def reset(self, **options: Any) -> Any:
+        """As Gymnasium's."""
+        return self._ask(super().reset, **options)
+
+    def step(self, actions: Any) -> Any:
+        """As Gymnasium's."""
+        return self._ask(super().step, actions)
+
+    def call(self, name: str, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        """As Gymnasium's."""
+        return self._ask(super().call, name, *args, **kwargs)
+
+    def _ask(self, question: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if self._talking:
+            raise ConfigError(
+                "the vector env was interrupted in the middle of a call", "close it, make a new one"
+            )
+        self._talking = True
+        found = question(*args, **kwargs)
+        self._talking = False
+        return found
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        """Let the workers close their envs; end those that do not within `timeout` (5 s)."""
+        deadline = time.monotonic() + (CLOSE_S if timeout is None else timeout)
+        pipes = [pipe for pipe in self.parent_pipes if pipe is not None and not pipe.closed]
+        if not (terminate or self._talking):
+            for pipe in pipes:
+                with contextlib.suppress(OSError):
+                    pipe.send(("close", None))
+            for process in self.processes:
+                process.join(max(deadline - time.monotonic(), 0.0))
+        for process in self.processes:
+            process.terminate()
+        for process in self.processes:
+            process.join(CLOSE_S)
+            if process.is_alive():
+                process.kill()
+                process.join(CLOSE_S)
+        for pipe in pipes:
+            pipe.close()
 
     def _raise_if_errors(self, successes: Iterable[bool]) -> None:
         results = list(successes)
@@ -83,7 +134,7 @@ class _AsyncVectorEnv(AsyncVectorEnv):
         for index, *_ in errors:
             self.parent_pipes[index].close()
             self.parent_pipes[index] = None  # type: ignore[call-overload]
-        self._state = AsyncState.DEFAULT
+        self._state, self._talking = AsyncState.DEFAULT, False
         _, kind, value, trace = min(errors, key=lambda error: error[0])
         if isinstance(value, VlaAgentsError):
             raise value
