@@ -41,6 +41,19 @@ class Agent:
     def idle(self, mask: np.ndarray) -> None:
         """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset."""
 
+    def replan(self, mask: np.ndarray | None = None) -> None:
+        """The episode goes on, but not as planned (somebody else has acted): forget what was meant to come next.
+
+        Args:
+            mask: For a vector env, bool (N,): the slots. None means all.
+        """
+        self.reset(mask)
+
+    @property
+    def intervened(self) -> bool | np.ndarray:
+        """Whether a person gave the last action in place of a policy; bool (N,) for a vector env."""
+        return False
+
     def act(self, obs: Observation) -> np.ndarray:
         """The action for one observation, float32 (D,), or for N of them, (N, D), in the env's own units."""
         raise NotImplementedError
@@ -171,6 +184,14 @@ class ChunkingAgent(Agent):
     def idle(self, mask: np.ndarray) -> None:
         """Plan nothing for these slots; their action is zero until they are reset."""
         self._idle = {int(slot) for slot in np.flatnonzero(mask)}
+
+    def replan(self, mask: np.ndarray | None = None) -> None:
+        """Drop the chunks; what the policy draws at random goes on."""
+        if mask is None:
+            self.chunker.reset(None)
+        else:
+            for slot in np.flatnonzero(np.asarray(mask, bool)):
+                self.chunker.reset(int(slot))
 
     def act(self, obs: Observation) -> np.ndarray:
         """float32 (D,), or (N, D) for N observations. An instruction that changes drops that slot's chunk."""

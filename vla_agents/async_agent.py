@@ -169,6 +169,15 @@ class AsyncAgent(Agent):
         self._forget()
         self.planner.reset(seed=int(seed[0]) if isinstance(seed, Sequence) else seed)
 
+    def replan(self, mask: np.ndarray | None = None) -> None:
+        """Drop chunk and plans, and hold until there is a new one; the counts go on."""
+        self._chunk = None
+        self._generation += 1
+
+    def follow(self, obs: Observation, action: np.ndarray) -> None:
+        """Somebody else acts with `action` (D,): until there is a new plan, hold that."""
+        self._last = np.asarray(action, np.float32)
+
     def act(self, obs: Observation) -> np.ndarray:
         """The action for now, float32 (D,), at once.
 

@@ -156,12 +156,15 @@ class ActionUnits:
 
     Args:
         embodiment: Whose actions.
+
+    Attributes:
+        smooth: bool (D,): the values between two of which lies a third (positions and joints).
     """
 
     def __init__(self, embodiment: Embodiment) -> None:
         kinds = [part.kind for part in embodiment.action for _ in range(part.size)]
         self._moves = np.array([kind.startswith("delta_") or kind == "joint_velocity" for kind in kinds])
-        self._smooth = np.array([kind in ("xyz", "joint_position", "gripper_position") for kind in kinds])
+        self.smooth = np.array([kind in ("xyz", "joint_position", "gripper_position") for kind in kinds])
         self._embodiment = embodiment
 
     def between(self, actions: np.ndarray, index: float, pace: float = 1.0) -> np.ndarray:
@@ -174,7 +177,7 @@ class ActionUnits:
         after = actions[min(first + 1, len(actions) - 1)]
         nearest = actions[min(round(index), len(actions) - 1)]
         between = actions[first] + (index - first) * (after - actions[first])
-        return np.where(self._moves, pace * actions[first], np.where(self._smooth, between, nearest))
+        return np.where(self._moves, pace * actions[first], np.where(self.smooth, between, nearest))
 
     def hold(self, last: np.ndarray | None, state: np.ndarray | None) -> np.ndarray | None:
         """The action (D,) that leaves the body where it is: no delta, and the last value of everything else.

@@ -106,7 +106,7 @@ class Recorder(Listener):
             reward=step.reward,
             terminated=step.terminated,
             truncated=step.truncated,
-            intervened=bool(step.info.get("intervened", False)),
+            intervened=step.intervened,
             time=tape.times.get("state", step.time),
             camera_times={name: t for name, t in tape.times.items() if name in images},
             executed=executed,
