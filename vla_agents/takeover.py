@@ -79,10 +79,22 @@ class Takeover(Agent):
         """Whether the person gave the last action."""
         return bool(self._driving.any()) if self._single else self._driving.copy()
 
+    def __enter__(self) -> Takeover:
+        """Enter both: a device is opened."""
+        self.policy.__enter__()
+        try:
+            self.human.__enter__()
+        except BaseException:
+            self.policy.close()
+            raise
+        return self
+
     def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
         """Both begin a new episode, the policy drives."""
         self.policy.reset(mask, seed=seed)
         self.human.reset(mask, seed=seed)
+        if mask is None and getattr(self.human, "switched", False):
+            self.human.engaged = False  # type: ignore[attr-defined]
         if mask is None or len(self._driving) != len(mask):
             self._driving, self._last = np.zeros(0, bool), None
             self.takeovers = 0

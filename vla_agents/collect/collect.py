@@ -4,100 +4,38 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium
 import rich
 from gymnasium.vector import VectorEnv
 from rich.console import Console
+from rich.text import Text
 
-from vla_agents.arguments import Options, make_agent
+from vla_agents.arguments import make_agent
+from vla_agents.collect.config import CollectConfig as CollectConfig
+from vla_agents.collect.config import CollectResult as CollectResult
+from vla_agents.collect.live.desk import Desk, set_up
+from vla_agents.collect.live.session import Quit, Session
 from vla_agents.collect.recorder import Recorder
 from vla_agents.collect.space import expected_bytes, meter, warning
+from vla_agents.collect.station import make_station
 from vla_agents.config import save_yaml, to_dict
 from vla_agents.data import create_dataset, open_dataset
 from vla_agents.data.recording.recorder import StepWriter
 from vla_agents.embodiment import embodiment_of
-from vla_agents.envs.vector import make_env, make_vec
+from vla_agents.envs.vector import make_vec
 from vla_agents.envs.wrappers import ActionNoise
 from vla_agents.errors import ConfigError, DatasetNotFoundError, RecordingError, VlaAgentsError
 from vla_agents.progress import ProgressBar
 from vla_agents.robots.env import RobotEnv
-from vla_agents.rollout import rollout
+from vla_agents.rollout import EpisodeResult, Listener, rollout
 from vla_agents.versions import package_versions
 
 USUAL_STEPS = 300  # of an episode, where the env does not say
 GIVE_UP = 50  # failures in a row, where only successes are kept
-
-
-@dataclass(frozen=True)
-class CollectConfig:
-    """Record episodes into a dataset."""
-
-    out: Path
-    """Folder of the dataset."""
-    env: str = "vla_agents/Tabletop-v0"
-    """Id of the environment."""
-    env_args: Options = field(default_factory=dict)
-    """Options of the environment, e.g. task=lift image_size=64."""
-    agent: str = "expert"
-    """Who acts: "expert" (the environment's own), "random", or a checkpoint (folder or hub id)."""
-    episodes: int = 100
-    """How many episodes the dataset shall have in the end."""
-    seed: int = 0
-    """Reset seed of the first episode; the next ones count up."""
-    noise: float = 0.0
-    """Standard deviation of Gaussian noise on the executed action, in action units; the label stays clean."""
-    noise_dims: int = 3
-    """How many leading action values are disturbed (3: the translation)."""
-    noise_probability: float = 1.0
-    """Share of the steps that are disturbed."""
-    bursts: float = 0.0
-    """Share of the episodes in which a few random actions are executed, whatever the agent says."""
-    only_success: bool | None = None
-    """Drop episodes that fail; by default for the expert only."""
-    max_steps: int | None = None
-    """Cut episodes off after so many steps, beside the environment's own limit."""
-    format: Literal["lerobot", "hdf5"] = "lerobot"
-    """Format on disk: LeRobot v3.0 (h264 video), or HDF5 (lossless pictures)."""
-    durable: bool = True
-    """Whether a saved episode survives a power cut (fsync), not only a killed process."""
-    resume: bool = False
-    """Go on with the dataset in `out` where one is there already."""
-    workers: int = 1
-    """Processes that simulate side by side; the dataset is the same for any number."""
-
-
-@dataclass(frozen=True)
-class CollectResult:
-    """What came of it.
-
-    Args:
-        path: The dataset.
-        episodes: Episodes in it now.
-        recorded: Episodes this call added.
-        ended: Episodes this call played, the dropped ones included.
-        succeeded: How many of those succeeded.
-        steps: Steps this call added.
-        seconds: Wall time.
-    """
-
-    path: Path
-    episodes: int
-    recorded: int
-    ended: int
-    succeeded: int
-    steps: int
-    seconds: float
-
-    @property
-    def success(self) -> float:
-        """Share of the played episodes that succeeded (1.0 where none was played)."""
-        return self.succeeded / self.ended if self.ended else 1.0
 
 
 def collect(config: CollectConfig, *, console: Console | None = None, progress: bool = True) -> CollectResult:
@@ -145,8 +83,12 @@ def _record(
 ) -> Recorder:
     """Play and write; env, agent and writer are closed by the stack."""
     env = stack.enter_context(contextlib.closing(_make_env(config)))
-    agent = stack.enter_context(make_agent(config.agent, env))
     real = isinstance(env.unwrapped, RobotEnv)
+    desk = None
+    if config.device or config.robot:
+        assert isinstance(env, gymnasium.Env)
+        desk = set_up(config, env, stack, console, f"vla-agents collect  {config.out}")
+    agent = desk.agent if desk else stack.enter_context(make_agent(_who(config), env, **config.agent_args))
     writer = create_dataset(config.out, embodiment_of(env), config.format, **_options(config, real=real))
     stack.callback(writer.close)
     save_yaml(config, config.out / "run.yaml")
@@ -156,9 +98,19 @@ def _record(
         limit=config.episodes - before,
         slots=config.workers,
         metadata={"collect": _settings(config), "versions": package_versions()},
-        on_error=partial(_refused, console) if real else None,
+        on_saved=None if desk is None else lambda index: desk.say(f"episode {index + 1} saved"),
+        on_error=partial(_refused, desk.say if desk else partial(_say, console)) if real else None,
     )
-    _warn(config, env, config.episodes - before, console)
+    _warn(config, env, config.episodes - before, desk.say if desk else partial(_say, console))
+    note = (lambda: meter(writer.status())) if isinstance(writer, StepWriter) else None
+    if desk is not None:
+        desk.saved = lambda: before + recorder.saved
+        desk.meter = lambda: "" if note is None else Text.from_markup(note()).plain
+        listeners: list[Listener] = [recorder, _Told(desk)]
+        with contextlib.suppress(Quit):
+            seeds = _seeds(first, recorder, config, desk.session)
+            rollout(desk.env, agent, seeds, listeners, max_steps=config.max_steps)
+        return recorder
     bar = ProgressBar(
         "collecting",
         config.episodes,
@@ -166,11 +118,23 @@ def _record(
         count=lambda: before + recorder.saved,
         console=console,
         visible=progress,
-        note=(lambda: meter(writer.status())) if isinstance(writer, StepWriter) else None,
+        note=note,
     )
     stack.enter_context(bar)
     rollout(env, agent, _seeds(first, recorder, config), [recorder, bar], max_steps=config.max_steps)
     return recorder
+
+
+class _Told(Listener):
+    """Says what became of an episode."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._say = desk.say
+
+    def on_end(self, slot: int, result: EpisodeResult) -> None:
+        """A line."""
+        if result.info.get("discarded", False):
+            self._say("discarded")
 
 
 def _options(config: CollectConfig, *, real: bool) -> dict[str, Any]:
@@ -183,23 +147,27 @@ def _options(config: CollectConfig, *, real: bool) -> dict[str, Any]:
     return options
 
 
-def _refused(console: Console, error: RecordingError) -> None:
+def _refused(say: Callable[[str], None], error: RecordingError) -> None:
     """On a robot, a disk that refuses is told at once, and the episode goes on; after it, `_seeds` ends the recording."""
-    _say(console, f"This episode is not recorded: {error}")
+    say(f"This episode is not recorded: {error}")
 
 
-def _warn(config: CollectConfig, env: gymnasium.Env | VectorEnv, episodes: int, console: Console) -> None:
+def _warn(
+    config: CollectConfig, env: gymnasium.Env | VectorEnv, episodes: int, say: Callable[[str], None]
+) -> None:
     """Say so where the disk may not suffice."""
     longest = config.max_steps or getattr(env.spec, "max_episode_steps", None) or USUAL_STEPS
     said = warning(config.out, expected_bytes(embodiment_of(env), config.format, episodes, longest))
     if said:
-        _say(console, said)
+        say(said)
 
 
 def _check(config: CollectConfig) -> None:
     for name in ("episodes", "workers"):
         if getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}, it must be at least 1")
+    if config.workers > 1 and (config.device or config.robot):
+        raise ConfigError(f"workers is {config.workers}", "a person or a robot needs 1")
     if config.seed < 0:
         raise ConfigError(f"seed is {config.seed}, it must not be negative")
     if config.noise < 0 or not 0 <= config.noise_probability <= 1 or not 0 <= config.bursts <= 1:
@@ -209,8 +177,13 @@ def _check(config: CollectConfig) -> None:
         )
 
 
+def _who(config: CollectConfig) -> str:
+    """The agent, where no device is alone."""
+    return config.agent or ("" if config.device else "expert")
+
+
 def _only_success(config: CollectConfig) -> bool:
-    return config.agent == "expert" if config.only_success is None else config.only_success
+    return _who(config) == "expert" if config.only_success is None else config.only_success
 
 
 def _make_env(config: CollectConfig) -> gymnasium.Env | VectorEnv:
@@ -223,11 +196,13 @@ def _make_env(config: CollectConfig) -> gymnasium.Env | VectorEnv:
     )
     wrappers = (noise,) if config.noise or config.bursts else ()
     if config.workers == 1:
-        return make_env(config.env, wrappers, **config.env_args)
+        return make_station(config, wrappers)
     return make_vec(config.env, config.workers, asynchronous=True, wrappers=wrappers, **config.env_args)
 
 
-def _seeds(first: int, recorder: Recorder, config: CollectConfig) -> Iterator[int]:
+def _seeds(
+    first: int, recorder: Recorder, config: CollectConfig, session: Session | None = None
+) -> Iterator[int]:
     """Seeds until the recorder has what it needs; `rollout` asks for the next one when a slot is free."""
     seed, before = first, recorder.saved
     while recorder.saved - before < (recorder.limit or 0):
@@ -240,15 +215,19 @@ def _seeds(first: int, recorder: Recorder, config: CollectConfig) -> Iterator[in
                 "or keep failures too (only_success=False)",
             )
         yield seed
-        seed += 1
+        if session is None or not session.take_redo():
+            seed += 1
 
 
 def _settings(config: CollectConfig) -> dict[str, Any]:
     """What decides the content of the episodes; stored with each, and compared on resume."""
-    free = {"out", "episodes", "format", "durable", "resume", "workers"}
-    return {k: v for k, v in to_dict(config).items() if k not in free} | {
-        "only_success": _only_success(config)
-    }
+    free = {"out", "episodes", "format", "durable", "resume", "workers", "port", "device_args", "instructions", "ask",
+            "reset_time", "countdown", "view", "sound"}  # fmt: skip
+    usual = to_dict(CollectConfig(config.out))
+    newer = {"robot", "name", "robot_args", "cameras", "camera_size", "hz", "speed", "agent_args", "device"}
+    return {
+        k: v for k, v in to_dict(config).items() if k not in free and (k not in newer or v != usual[k])
+    } | {"only_success": _only_success(config), "agent": _who(config)}
 
 
 def _resume_point(config: CollectConfig) -> tuple[int, int]:

@@ -143,6 +143,10 @@ class Recorder(Listener):
             if self._streaming:
                 self._writer.discard()
             return
+        if result.info.get("discarded", False):  # by the operator: as if it had not been
+            if self._streaming:
+                self._writer.discard()
+            return
         self.ended += 1
         self.succeeded += result.success
         self.failed_in_a_row = 0 if result.success else self.failed_in_a_row + 1

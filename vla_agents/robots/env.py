@@ -187,6 +187,14 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
             raise RobotStateError("the robot is not connected", "call env.reset() first")
         return np.asarray(self._actions.hold(now.command), np.float32)
 
+    def look(self) -> Observation:
+        """What is seen and measured now, while the arm holds (between episodes). Not part of an episode."""
+        seen, pictures = self._seen, dict(self._pictures)
+        try:
+            return self._observe(self._connected().now)
+        finally:
+            self._seen, self._pictures = seen, pictures
+
     def stop(self, reason: str = "stop() was called") -> None:
         """Latch the stop; from any thread."""
         if self._loop is not None:
