@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from vla_agents.arguments import Options
 from vla_agents.cli import parse
 from vla_agents.errors import CalibrationError, ConfigError, suggest
+from vla_agents.eval.on_robot import RunConfig
 
 _console = Console(highlight=False, soft_wrap=True)
 
@@ -310,6 +311,13 @@ def replay(config: ReplayConfig) -> int:
     return 0
 
 
+def run(config: RunConfig) -> int:
+    """Run a policy; 130 where it was interrupted."""
+    from vla_agents.eval.on_robot import run_on_robot
+
+    return 130 if run_on_robot(config, console=_console).partial else 0
+
+
 COMMANDS = {
     "find": (FindConfig, find, "serial ports, motors, cameras, teleoperation devices, robots at an address"),
     "setup": (SetupConfig, setup, "give the motors of a new arm their ids"),
@@ -317,6 +325,7 @@ COMMANDS = {
     "check": (CheckConfig, check, "latency, losses, and the state of the motors"),
     "jog": (JogConfig, jog, "move one axis a little, slowly"),
     "replay": (ReplayConfig, replay, "replay a recorded episode"),
+    "run": (RunConfig, run, "run a policy, with a person beside it"),
 }
 
 
@@ -332,8 +341,8 @@ def main(args: Sequence[str]) -> int:
             f"unknown command {args[0]!r}{suggest(args[0], COMMANDS)}",
             f"known: {', '.join(sorted(COMMANDS))}",
         )
-    config, run, _ = COMMANDS[args[0]]
-    return run(parse(config, args[1:], f"robot {args[0]}"))  # type: ignore[operator]
+    shape, command, _ = COMMANDS[args[0]]
+    return command(parse(shape, args[1:], f"robot {args[0]}"))  # type: ignore[operator]
 
 
 def _servo_arm(name: str) -> Any:

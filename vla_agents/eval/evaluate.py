@@ -251,6 +251,10 @@ class _Timed(Agent):
     def idle(self, mask: np.ndarray) -> None:
         self._agent.idle(mask)
 
+    @property
+    def intervened(self) -> bool | np.ndarray:
+        return self._agent.intervened
+
     def act(self, obs: Observation) -> np.ndarray:
         started = time.perf_counter()
         action = self._agent.act(obs)

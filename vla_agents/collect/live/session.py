@@ -34,8 +34,8 @@ HOMING, WAITING, COUNTDOWN, RECORDING, PAUSED, TYPING = (
 )  # fmt: skip
 
 
-class Quit(Exception):
-    """The operator ends the recording; the open episode is dropped."""
+class Quit(KeyboardInterrupt):
+    """The operator ends the recording; the open episode is dropped, as by Ctrl-C."""
 
 
 class Session:
