@@ -33,7 +33,7 @@ def make_station(config: Any, wrappers: tuple[Any, ...] = ()) -> gymnasium.Env:
                 "name it with --robot, or give options of the env with --env-args",
             )
         return make_env(config.env, wrappers, **config.env_args)
-    if config.env_args:
+    if getattr(config, "env_args", None):
         raise ConfigError("--env-args belong to an env, and a robot is named", "use --robot-args")
     given = {key: value for key in ("port", "name") if (value := getattr(config, key))}
     try:
