@@ -42,11 +42,7 @@ class Agent:
         """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset."""
 
     def replan(self, mask: np.ndarray | None = None) -> None:
-        """The episode goes on, but not as planned (somebody else has acted): forget what was meant to come next.
-
-        Args:
-            mask: For a vector env, bool (N,): the slots. None means all.
-        """
+        """The episode goes on, but not as planned (in the slots of `mask`): forget what was meant to come next."""
         self.reset(mask)
 
     @property
@@ -154,14 +150,12 @@ class ChunkingAgent(Agent):
         Every slot draws from a generator of its own, so what a policy samples in an episode depends on the episode's seed
         and not on the other slots. One number for several slots seeds slot i with seed + i.
         """
+        self.replan(mask)
         if mask is None:
-            self.chunker.reset(None)
             self._last_instructions = []
             self._idle.clear()
         else:
-            for slot in np.flatnonzero(np.asarray(mask, bool)):
-                self.chunker.reset(int(slot))
-                self._idle.discard(int(slot))
+            self._idle -= set(map(int, np.flatnonzero(mask)))
         if seed is not None:
             self._reseed(mask, seed)
 
@@ -187,11 +181,8 @@ class ChunkingAgent(Agent):
 
     def replan(self, mask: np.ndarray | None = None) -> None:
         """Drop the chunks; what the policy draws at random goes on."""
-        if mask is None:
-            self.chunker.reset(None)
-        else:
-            for slot in np.flatnonzero(np.asarray(mask, bool)):
-                self.chunker.reset(int(slot))
+        for slot in [None] if mask is None else list(map(int, np.flatnonzero(mask))):
+            self.chunker.reset(slot)
 
     def act(self, obs: Observation) -> np.ndarray:
         """float32 (D,), or (N, D) for N observations. An instruction that changes drops that slot's chunk."""

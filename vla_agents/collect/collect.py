@@ -84,6 +84,8 @@ def _record(
     """Play and write; env, agent and writer are closed by the stack."""
     env = stack.enter_context(contextlib.closing(_make_env(config)))
     real = isinstance(env.unwrapped, RobotEnv)
+    if isinstance(env.unwrapped, RobotEnv) and config.robot:
+        env.unwrapped.connect()  # what is wrong with it is said before there is a dataset
     desk = None
     if config.device or config.robot:
         assert isinstance(env, gymnasium.Env)

@@ -175,6 +175,14 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         self._loop = None
 
     # ---- beyond Gymnasium ---------------------------------------------------------------------------------
+    def connect(self) -> None:
+        """Open cameras and robot, and hold; `reset` does it where it has not been done. Nothing moves.
+
+        Raises:
+            RobotError: What driver and cameras say.
+        """
+        self._connected()
+
     @property
     def capture_time(self) -> float:
         """Monotonic time at which the state of the last observation was measured, s."""
