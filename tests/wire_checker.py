@@ -83,8 +83,9 @@ class WireChecker:
         if dt <= 0:
             self._wrong(time, "two commands at once", command)
             return
-        if dt > GAP * self.period:  # it came to rest there
-            self._last_v, dt, self._last_dt = np.zeros_like(self.low), self.period, 0.0
+        if dt > GAP * self.period:  # it came to rest there; or a command between the two has not arrived
+            self._last_v, self._last_dt = np.zeros_like(self.low), 0.0
+            dt = dt if self._doubt else self.period
         self._check(time, command, reading, dt)
 
     def _first(self, time: float, command: np.ndarray, reading: Any) -> None:
@@ -122,7 +123,8 @@ class WireChecker:
             outward = np.sign(ahead) * v > np.where(np.sign(ahead) * self._last_v > 0, slower, 0) + slack
             if (outward & (np.abs(ahead) > self.lead + self.resolution + EPS)).any():
                 self._wrong(time, f"runs ahead of {reading[1]}", command)
-            self._check_effort(time, command, v, slower, slack, reading)
+            if not doubt:
+                self._check_effort(time, command, v, slower, slack, reading)
         if self._must_stop(time, reading) and not doubt:  # a step from before the stop may have come late
             faster = np.abs(v) > slower + slack
             turned = (v * self._last_v < -slack) & (np.abs(v) > slack)
