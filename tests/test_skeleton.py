@@ -32,7 +32,7 @@ FLOORS = (
     "errors embodiment observations rotations transforms relative common_body bodies normalize chunking registry config"
     " versions interrupt",
     "policies data envs robots",
-    "agent async_agent takeover slots rollout arguments progress",
+    "base_agent agent async_agent takeover slots rollout arguments progress",
     "train collect eval serving",
 )
 NEVER = {

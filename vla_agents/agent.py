@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 
+from vla_agents.base_agent import Agent as Agent
 from vla_agents.embodiment import Embodiment, embodiment_of
 from vla_agents.errors import ActionError, ConfigError
 from vla_agents.observations import Observation, batch_size, check_observation, take
@@ -24,46 +24,6 @@ if TYPE_CHECKING:
     from vla_agents.chunking import Chunker
     from vla_agents.policies.policy import Policy
     from vla_agents.transforms import Transform
-
-
-class Agent:
-    """Anything that turns observations into actions. Subclasses write `act`, and `reset` for state."""
-
-    def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
-        """Forget what belongs to the last episode.
-
-        Args:
-            mask: For a vector env, bool (N,): the slots that start a new episode. None means all.
-            seed: Seeds the agent's own randomness; for a vector env one per slot, of which the masked ones
-                count.
-        """
-
-    def idle(self, mask: np.ndarray) -> None:
-        """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset."""
-
-    def replan(self, mask: np.ndarray | None = None) -> None:
-        """The episode goes on, but not as planned (in the slots of `mask`): forget what was meant to come next."""
-        self.reset(mask)
-
-    @property
-    def intervened(self) -> bool | np.ndarray:
-        """Whether a person gave the last action in place of a policy; bool (N,) for a vector env."""
-        return False
-
-    def act(self, obs: Observation) -> np.ndarray:
-        """The action for one observation, float32 (D,), or for N of them, (N, D), in the env's own units."""
-        raise NotImplementedError
-
-    def close(self) -> None:
-        """Release devices, files, sockets."""
-
-    def __enter__(self) -> Agent:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class RandomAgent(Agent):

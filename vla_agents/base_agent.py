@@ -1,0 +1,50 @@
+"""What every agent is: something that acts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+
+import numpy as np
+
+from vla_agents.observations import Observation
+
+
+class Agent:
+    """Anything that turns observations into actions. Subclasses write `act`, and `reset` for state."""
+
+    def reset(self, mask: np.ndarray | None = None, *, seed: int | Sequence[int] | None = None) -> None:
+        """Forget what belongs to the last episode.
+
+        Args:
+            mask: For a vector env, bool (N,): the slots that start a new episode. None means all.
+            seed: Seeds the agent's own randomness; for a vector env one per slot, of which the masked ones
+                count.
+        """
+
+    def idle(self, mask: np.ndarray) -> None:
+        """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset."""
+
+    def replan(self, mask: np.ndarray | None = None) -> None:
+        """The episode goes on, but not as planned (in the slots of `mask`): forget what was meant to come next."""
+        self.reset(mask)
+
+    @property
+    def intervened(self) -> bool | np.ndarray:
+        """Whether a person gave the last action in place of a policy; bool (N,) for a vector env."""
+        return False
+
+    def act(self, obs: Observation) -> np.ndarray:
+        """The action for one observation, float32 (D,), or for N of them, (N, D), in the env's own units."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release devices, files, sockets."""
+
+    def __enter__(self) -> Agent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
