@@ -27,6 +27,7 @@ from vla_agents.policies.policy import Policy
 from vla_agents.policies.qwen_vl import QwenVLBackbone
 from vla_agents.policies.starvla import load_starvla
 from vla_agents.policies.starvla_check import Check, CheckConfig
+from vla_agents.policies.starvla_configs import _require_same
 from vla_agents.policies.starvla_run import guess_framework, normal_name, read_run
 from vla_agents.policies.starvla_units import action_normalizer
 from vla_agents.transforms import TurnImages
@@ -279,6 +280,15 @@ def test_converted_is_the_same_to_the_bit(run: Path, tmp_path: Path) -> None:
     assert main(words) == 1  # nothing is overwritten
 
 
+def test_where_two_keys_contradict_the_newer_one_counts_and_it_is_said(
+    run: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = json.loads(json.dumps(CONFIG))
+    config["framework"]["action_model"]["future_action_window_size"] = 15
+    assert load(write_run(run, starvla_names(starvla_policy()), config)).horizon == 4
+    assert "contradicts future_action_window_size 15" in caplog.text
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------
 def test_damaged_files_are_named(run: Path) -> None:
     file = run / "checkpoints" / "steps_10_model.pt"
@@ -366,8 +376,8 @@ def test_an_action_token_of_several_pieces_and_other_contradictions(run: Path) -
 
     with pytest.raises(ConfigError, match="it must be one"):
         load(changed(action_token="two tokens"))
-    with pytest.raises(CheckpointError, match="contradicts"):
-        load(changed(action_horizon=8))
+    with pytest.raises(CheckpointError, match="positional_embeddings is 'sinusoidal'"):
+        _require_same(read_run(changed(diffusion_model_cfg={"positional_embeddings": "sinusoidal"})))
     with pytest.raises(CheckpointError, match="action_dim 7"):
         load(changed(action_dim=7))
     with pytest.raises(CheckpointError, match="past_action_window_size"):

@@ -172,8 +172,11 @@ class Backbone(nn.Module):
                 layer.gradient_checkpointing = on
                 layer._gradient_checkpointing_func = again
 
-    def compile_acting(self) -> None:
+    def compile_acting(self, *, graphs: bool = True) -> None:
         """Run `encode` as a compiled graph where no gradient is wanted; see `vla_agents.policies.compiling`.
+
+        Args:
+            graphs: GPU: record CUDA graphs as well.
 
         Raises:
             ConfigError: Not for this VLM, or there is no compiler.

@@ -25,7 +25,11 @@ _MOST_SHAPES = 64
 
 
 def compiled(
-    function: Callable[..., Any], device: torch.device, *, constants: bool = False
+    function: Callable[..., Any],
+    device: torch.device,
+    *,
+    constants: bool = False,
+    graphs: bool = True,
 ) -> Callable[..., Any]:
     """A function of tensors, compiled for each combination of shapes it meets.
 
@@ -34,6 +38,7 @@ def compiled(
         device: Where its tensors are.
         constants: CPU: take the weights for constants and keep a copy in the layout that suits the kernels (worth it for
             few tokens: 8 tokens 2.6 times as fast, 41 1.4, 180 1.1). A later change of a weight is not seen.
+        graphs: GPU: record CUDA graphs as well.
 
     Raises:
         ConfigError: There is no C++ compiler.
@@ -43,7 +48,7 @@ def compiled(
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         options["recompile_limit"] = _MOST_SHAPES
     if device.type == "cuda":
-        options["mode"] = "reduce-overhead"
+        options["mode"] = "reduce-overhead" if graphs else "default"
     elif constants:
         options["options"] = {"freezing": True}
     made: Callable[..., Any] = torch.compile(function, **options)

@@ -205,10 +205,10 @@ class FlowPolicy(Policy):
         rows = [torch.randn(size, generator=each or self._generator) for each in given]
         return torch.stack(rows).to(self.device)
 
-    def compile_acting(self) -> None:
+    def compile_acting(self, *, graphs: bool = True) -> None:
         """See `Policy.compile_acting`. A chunk that goes on from a prefix is computed without the head's graph."""
-        super().compile_acting()
-        self.head.compile_acting()
+        super().compile_acting(graphs=graphs)
+        self.head.compile_acting(graphs=graphs)
 
     def sample_action(self, batch: Batch, generators: Sequence[torch.Generator | None]) -> Tensor:
         """See `Policy.sample_action`."""

@@ -259,13 +259,16 @@ class Policy(nn.Module):
         """`sample_action` from a prefix (B, P, D) on; for policies with `continues`."""
         raise ConfigError(f"{type(self).__name__} cannot continue a chunk", "plan without a prefix")
 
-    def compile_acting(self) -> None:
+    def compile_acting(self, *, graphs: bool = True) -> None:
         """Act by compiled graphs of static shapes; see `vla_agents.policies.compiling`. `train()` undoes it.
+
+        Args:
+            graphs: GPU: record CUDA graphs as well.
 
         Raises:
             ConfigError: Not for this VLM, or there is no C++ compiler.
         """
-        self.backbone.compile_acting()
+        self.backbone.compile_acting(graphs=graphs)
         self.is_compiled = True
 
     def train(self, mode: bool = True) -> Self:

@@ -25,7 +25,7 @@ from vla_agents.embodiment import Embodiment
 from vla_agents.normalize import Normalizer
 from vla_agents.policies.backbone import Backbone
 from vla_agents.policies.flow_policy import FlowConfig, FlowPolicy
-from vla_agents.policies.heads.flow import FlowHeadShape
+from vla_agents.policies.heads.flow import FlowHeadShape, Semantics
 from vla_agents.policies.heads.gr00t import GR00THead, dit_size
 
 
@@ -45,6 +45,8 @@ class QwenGR00TConfig(FlowConfig):
     """Width inside the MLPs that read the state and write the actions."""
     output: int = 1024
     """Outputs of the last projection, which the action MLP reads."""
+    semantics: Semantics = "interleaved"
+    """interleaved: odd blocks attend to the tokens; cross_only: none does (for checkpoints trained so)."""
     repeats: int = 8
     """Noises and times drawn for each training sample; the VLM runs once for all of them."""
 
@@ -84,6 +86,6 @@ class QwenGR00T(FlowPolicy):
             max_positions=config.positions,
             dropout=config.dropout,
         )
-        head = GR00THead(shape)
+        head = GR00THead(shape, config.semantics)
         layers = [backbone.num_layers] * sum(head.crosses)
         super().__init__(config, backbone, embodiment, normalizers, head, layers, config.repeats)

@@ -152,10 +152,10 @@ class QwenOFT(Policy):
         head = self.head if torch.is_grad_enabled() or not self.is_compiled else self._graph
         return head(hidden)
 
-    def compile_acting(self) -> None:
+    def compile_acting(self, *, graphs: bool = True) -> None:
         """See `Policy.compile_acting`."""
-        super().compile_acting()
-        self._graph = compiled(self.head.forward, self.device, constants=True)
+        super().compile_acting(graphs=graphs)
+        self._graph = compiled(self.head.forward, self.device, constants=True, graphs=graphs)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`{"action_l1": ...}`, the mean over entries inside the episode."""

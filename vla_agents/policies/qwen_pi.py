@@ -30,8 +30,8 @@ from vla_agents.errors import ConfigError
 from vla_agents.normalize import Normalizer
 from vla_agents.policies.backbone import Backbone
 from vla_agents.policies.flow_policy import FlowConfig, FlowPolicy
-from vla_agents.policies.heads.flow import FlowHeadShape
-from vla_agents.policies.heads.layerwise import LayerwiseHead, Semantics
+from vla_agents.policies.heads.flow import FlowHeadShape, Semantics
+from vla_agents.policies.heads.layerwise import LayerwiseHead
 
 
 @dataclass(frozen=True)

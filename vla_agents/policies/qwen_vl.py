@@ -279,14 +279,16 @@ class QwenVLBackbone(Backbone):
         """Whether some layers are no attention layers (Qwen3.5)."""
         return "linear_attention" in (getattr(self.vlm.config.get_text_config(), "layer_types", None) or ())
 
-    def compile_acting(self) -> None:
+    def compile_acting(self, *, graphs: bool = True) -> None:
         """See `Backbone.compile_acting`; compiled, attention runs on torch's own kernels."""
         if self._mixed or self.attention_asked not in ("auto", "sdpa"):
             what = "a VLM with linear layers" if self._mixed else f"attention={self.attention_asked!r}"
             raise ConfigError(f"compile=True is not for {what}", "leave it out")
         self.set_attention("sdpa")
         device = next(self.parameters()).device
-        self._graphs = {function.__name__: compiled(function, device) for function in (decode, next_state)}
+        self._graphs = {
+            function.__name__: compiled(function, device, graphs=graphs) for function in (decode, next_state)
+        }
         self.prompts.multiple = LENGTHS
 
     def train(self, mode: bool = True) -> Self:

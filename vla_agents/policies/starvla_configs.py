@@ -13,12 +13,20 @@ from torch import Tensor
 
 from vla_agents.errors import CheckpointError
 from vla_agents.policies.checkpoint import POLICIES
-from vla_agents.policies.starvla_options import StarVLAOptions
+from vla_agents.policies.heads.flow import Semantics
+from vla_agents.policies.heads.gr00t import PRESETS
+from vla_agents.policies.starvla_options import StarVLAOptions, pi_semantics
 from vla_agents.policies.starvla_run import FRAMEWORKS, StarVLARun, guess_framework
 
 _HEAD = "framework.action_model."
 _DIT = _HEAD + "diffusion_model_cfg."
-_PRESET_HEADS = {"DiT-B": 12, "DiT-L": 32}  # heads of StarVLA's table; it overrides diffusion_model_cfg
+_SAME = {
+    "positional_embeddings": None,
+    "norm_type": "ada_norm",
+    "norm_eps": 1e-5,
+    "activation_fn": "gelu-approximate",
+}
+"""Keys of `diffusion_model_cfg` that leave no trace in the weights, and the only values we compute with."""
 
 
 def policy_config(
@@ -107,6 +115,7 @@ def _flow(
         name.split(".")[3] for name in weights if name.startswith("action_model.model.transformer_blocks.")
     }
     width = rows("model.transformer_blocks.0.attn1.to_q")
+    _require_same(run)
     return {
         "width": width,
         "depth": len(blocks),
@@ -127,12 +136,38 @@ def _flow(
     }
 
 
+def _require_same(run: StarVLARun) -> None:
+    """Refuse a transformer whose weights would load and whose arithmetic is another."""
+    for key, ours in _SAME.items():
+        value = run.get(_DIT + key, default=ours)
+        if value != ours:
+            raise CheckpointError(
+                run.folder / "config.yaml",
+                f"{_DIT}{key} is {value!r}; only {ours!r} is supported",
+                "such a checkpoint cannot be loaded",
+            )
+
+
 def _gr00t(run: StarVLARun, options: StarVLAOptions, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     found = _flow(run, "qwen_gr00t", options, weights)
-    preset = str(run.get(_HEAD + "action_model_type", default=""))
+    preset = PRESETS.get(str(run.get(_HEAD + "action_model_type", default="")))
+    heads = run.get(_DIT + "num_attention_heads", default=preset.heads if preset else found["heads"])
     repeats = run.get(_HEAD + "repeated_diffusion_steps", "trainer.repeated_diffusion_steps", default=8)
-    heads = _PRESET_HEADS.get(preset, found["heads"])
-    return found | {"heads": heads, "repeats": int(repeats)}
+    semantics = _gr00t_semantics(run, weights)
+    return found | {"heads": int(heads), "repeats": int(repeats), "semantics": semantics}
+
+
+def _gr00t_semantics(run: StarVLARun, weights: Mapping[str, Tensor]) -> Semantics:
+    """Whether odd blocks attend to the tokens: by what their keys are made of, where that tells; else by the config."""
+    blocks = "action_model.model.transformer_blocks."
+    own, first, second = (
+        shape(weights, f"{blocks}{name}.weight", "qwen_gr00t", run.weights)[1]
+        for name in ("0.attn1.to_q", "0.attn1.to_k", "1.attn1.to_k")
+    )
+    if own != first:
+        return "interleaved" if second == own else "cross_only"
+    known = pi_semantics(run)
+    return known or "interleaved"  # StarVLA's default
 
 
 def _pi(run: StarVLARun, options: StarVLAOptions, weights: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -10,10 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from vla_agents.errors import CheckpointError, ConfigError
+from vla_agents.errors import CheckpointError
 from vla_agents.policies.policy import Batch
-
-_FAST_NAMES = ("fast_tokenizer", "_fast_tiny", "fast")
 
 
 def find_inputs(folder: Path) -> tuple[tuple[str, ...], int]:
@@ -24,10 +22,24 @@ def find_inputs(folder: Path) -> tuple[tuple[str, ...], int]:
         raise CheckpointError(
             folder, "no ex0.json with ex0_view0.png", "give a folder with the fixtures' layout"
         )
+    for index in range(1, count):
+        other = len(list(folder.glob(f"ex{index}_view*.png")))
+        if other != views:
+            raise CheckpointError(
+                folder,
+                f"ex0 has {views} views, ex{index} has {other}: a policy has the same for all",
+                "compare them as two fixtures",
+            )
     return tuple(f"view{index}" for index in range(views)), count
 
 
-def read_batch(folder: Path, cameras: tuple[str, ...], count: int, size: tuple[int, int] | None) -> Batch:
+def read_batch(
+    folder: Path,
+    cameras: tuple[str, ...],
+    count: int,
+    size: tuple[int, int] | None,
+    rows: int | None = None,
+) -> Batch:
     """The first `count` inputs as a batch; `action` is what StarVLA was given, i.e. normalised.
 
     Args:
@@ -35,6 +47,7 @@ def read_batch(folder: Path, cameras: tuple[str, ...], count: int, size: tuple[i
         cameras: The views' names.
         count: How many.
         size: (width, height) to which pictures are brought by Pillow's bicubic; None leaves them.
+        rows: How many of the last actions are learnt; None: all.
     """
 
     def array(index: int, what: str) -> np.ndarray | None:
@@ -49,12 +62,10 @@ def read_batch(folder: Path, cameras: tuple[str, ...], count: int, size: tuple[i
     actions = [array(index, "action") for index in range(count)]
     texts = [json.loads((folder / f"ex{i}.json").read_text(encoding="utf-8"))["lang"] for i in range(count)]
     return Batch(
-        images={
-            name: torch.from_numpy(np.stack([picture(i, name) for i in range(count)])) for name in cameras
-        },
+        images={name: _pile([picture(i, name) for i in range(count)], folder, name) for name in cameras},
         instructions=texts,
         state=_stack([state.reshape(-1) for state in states if state is not None]),
-        action=_stack([action for action in actions if action is not None]),
+        action=_stack([action[-(rows or len(action)) :] for action in actions if action is not None]),
     )
 
 
@@ -62,10 +73,12 @@ def _stack(rows: list[np.ndarray]) -> Tensor | None:
     return torch.from_numpy(np.stack(rows)) if rows else None
 
 
-def find_fast(folder: Path) -> str:
-    """The FAST tokenizer that lies beside the frameworks' folders."""
-    for parent in folder.resolve().parents[:3]:
-        for name in _FAST_NAMES:
-            if (parent / name / "tokenizer.json").is_file():
-                return str(parent / name)
-    raise ConfigError(f"no folder {' or '.join(_FAST_NAMES)} near {folder}", "give --fast-tokenizer FOLDER")
+def _pile(pictures: list[np.ndarray], folder: Path, name: str) -> Tensor:
+    sizes = {picture.shape for picture in pictures}
+    if len(sizes) > 1:
+        raise CheckpointError(
+            folder,
+            f"the examples' pictures of {name} have different sizes: {sorted(sizes)}",
+            "make them one size",
+        )
+    return torch.from_numpy(np.stack(pictures))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, UnknownNameError, suggest
+from vla_agents.policies.heads.flow import Semantics
 from vla_agents.policies.starvla_run import StarVLARun, is_starvla
 from vla_agents.policies.starvla_units import Ranges, Unnormalization, known_family
 
@@ -36,7 +37,7 @@ class StarVLAOptions:
     """min_max or q01_q99: the statistics that actions were normalised by; known for LIBERO and Open X-Embodiment."""
     final_norm: bool | None = None
     """Qwen3-VL: false for checkpoints trained with the transformers 4.57 that StarVLA pins, true from 5.0 on."""
-    pi_semantics: Literal["interleaved", "cross_only"] | None = None
+    pi_semantics: Semantics | None = None
     """Qwen-PI: cross_only for checkpoints trained before June 2026 (StarVLA's #373), interleaved for later ones."""
     state: bool | None = None
     """Whether the model is given the state; by default datasets.vla_data.include_state, absent means false in StarVLA."""
@@ -101,7 +102,7 @@ def complete(
         "unnorm_key": options.unnorm_key or _only(run.statistics),
         "ranges": options.ranges or {"libero": "min_max", "oxe": "q01_q99"}.get(known_family(run.data_mix)),
         "final_norm": _final_norm(weights, framework, options),
-        "pi_semantics": options.pi_semantics or _pi_semantics(run),
+        "pi_semantics": options.pi_semantics or pi_semantics(run),
         "state": _state(run, options),
         "cameras": options.cameras or _cameras(run, embodiment),
     }
@@ -181,14 +182,18 @@ def _final_norm(weights: Mapping[str, Tensor], framework: str, options: StarVLAO
     return options.final_norm
 
 
-def _pi_semantics(run: StarVLARun) -> Any:
-    """Known where the config holds the switch that came with the second semantics, or switches interleaving off."""
+def pi_semantics(run: StarVLARun) -> Semantics | None:
+    """What the config says, where every version of StarVLA reads it alike; None where it does not say.
+
+    `use_canonical_forward` came with the second semantics (June 2026), which also wants `interleave_self_attention` (true
+    by default); since August 2026 it decides alone. Before June 2026 every block read its layer, whatever the config says.
+    """
     cfg = "framework.action_model.diffusion_model_cfg."
     canonical = run.get(cfg + "use_canonical_forward", default=None)
     interleave = run.get(cfg + "interleave_self_attention", default=None)
-    if canonical is None and interleave is not False:
-        return None
-    return "interleaved" if canonical and interleave else "cross_only"
+    if canonical is False or (canonical is None and interleave is False):
+        return "cross_only"
+    return "interleaved" if canonical and interleave is not False else None
 
 
 def _state(run: StarVLARun, options: StarVLAOptions) -> bool:

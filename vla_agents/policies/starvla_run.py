@@ -10,6 +10,7 @@ Weights are read without running code from the file (`weights_only=True`); a pic
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ FRAMEWORKS = {"qwen_fast": "QwenFast", "qwen_oft": "QwenOFT", "qwen_pi": "QwenPI
 """Our name -> StarVLA's."""
 _SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
 _MISSING = object()
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -77,11 +79,10 @@ class StarVLARun:
         new = self.get(head + "action_horizon", default=None)
         old = self.get(head + "future_action_window_size", default=None)
         if new is not None and old is not None and int(new) != int(old) + 1:
-            raise CheckpointError(
-                self.folder / "config.yaml",
-                f"action_horizon {new} contradicts future_action_window_size {old} (one less is expected)",
-                "set the one that was trained with, delete the other",
-            )
+            log.warning(
+                "%s: action_horizon %s contradicts future_action_window_size %s; the first counts, as in StarVLA",
+                self.folder / "config.yaml", new, old,
+            )  # fmt: skip
         if new is None and old is None:
             self.get(head + "action_horizon", head + "future_action_window_size")
         return int(new) if new is not None else int(old) + 1
@@ -94,11 +95,16 @@ class StarVLARun:
     @property
     def image_size(self) -> tuple[int, int]:
         """(height, width) of the pictures before the VLM's own processor; StarVLA's data loader gives 224 x 224."""
-        size = self.get(
-            "datasets.vla_data.obs_image_size", "datasets.vla_data.image_size", default=(224, 224)
-        )
-        width, height = (size, size) if isinstance(size, int) else size  # as Pillow's resize takes it
-        return int(height), int(width)
+        width, height = self.picture_size("obs_image_size") or self.picture_size("image_size") or (224, 224)
+        return height, width
+
+    def picture_size(self, key: str) -> tuple[int, int] | None:
+        """(width, height), as Pillow's resize takes it, of a key of `datasets.vla_data`; None where it is not there."""
+        size = self.get(f"datasets.vla_data.{key}", default=None)
+        if size is None:
+            return None
+        width, height = (size, size) if isinstance(size, int) else size
+        return int(width), int(height)
 
     @property
     def prompt(self) -> str:

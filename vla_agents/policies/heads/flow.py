@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,17 @@ from vla_agents.errors import ConfigError
 from vla_agents.policies.compiling import compiled
 from vla_agents.policies.heads.flow_blocks import MLP, ActionEncoder, Block, ContextKV, TimestepEncoder
 from vla_agents.policies.heads.flow_schedule import FlowSchedule
+from vla_agents.policies.packed import PackedLinear
 
 Guide = Callable[[Tensor, float, Callable[[Tensor], Tensor]], Tensor]
 """(x_t, t, velocity function) -> the velocity to follow; see `inpainting`."""
+Semantics = Literal["interleaved", "cross_only"]
+"""Whether odd blocks attend to the tokens, or all blocks to a context."""
+
+
+def crossing(semantics: Semantics, depth: int) -> list[bool]:
+    """For each of `depth` blocks whether it attends to a context."""
+    return [semantics == "cross_only" or index % 2 == 0 for index in range(depth)]
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,7 @@ class FlowTransformer(nn.Module):
             [Block(shape.width, context or shape.width, shape.heads, shape.dropout) for context in contexts]
         )
         self.proj_out_1 = nn.Linear(shape.width, 2 * shape.width)
-        self.proj_out_2 = nn.Linear(shape.width, shape.output)
+        self.proj_out_2 = PackedLinear(shape.width, shape.output)
 
 
 class FlowHead(nn.Module):
@@ -199,11 +207,11 @@ class FlowHead(nn.Module):
             self._graphs.clear()
         return super().train(mode)
 
-    def compile_acting(self) -> None:
+    def compile_acting(self, *, graphs: bool = True) -> None:
         """Run `begin` and `step` as compiled graphs where no gradient is wanted; see `vla_agents.policies.compiling`."""
         device = self.future_tokens.weight.device
         for function in (self.begin, self.step):
-            self._graphs[function.__name__] = compiled(function, device, constants=True)
+            self._graphs[function.__name__] = compiled(function, device, constants=True, graphs=graphs)
 
     def begin(
         self, contexts: Sequence[Tensor], mask: Tensor | None, state: Tensor | None, count: int

@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vla_agents.policies.packed import PackedLinear
+
 
 def sinusoid(position: Tensor, size: int, *, cosine_first: bool, last: bool) -> Tensor:
     """(N,) integers -> (N, size), float32: sines and cosines of wavelengths from 2π to 10000 * 2π.
@@ -39,8 +41,8 @@ class MLP(nn.Module):
 
     def __init__(self, inputs: int, hidden: int, outputs: int) -> None:
         super().__init__()
-        self.layer1 = nn.Linear(inputs, hidden)
-        self.layer2 = nn.Linear(hidden, outputs)
+        self.layer1 = PackedLinear(inputs, hidden)
+        self.layer2 = PackedLinear(hidden, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, inputs) -> (…, outputs)."""
@@ -87,7 +89,7 @@ class ActionEncoder(nn.Module):
         self.width = width
         self.layer1 = nn.Linear(action_dim, width)
         self.layer2 = nn.Linear(2 * width, width)
-        self.layer3 = nn.Linear(width, width)
+        self.layer3 = PackedLinear(width, width)
 
     def time_bias(self, bucket: Tensor) -> Tensor:
         """(N,) -> (N, 1, W)."""
@@ -120,10 +122,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, context: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
-        self.to_q = nn.Linear(width, width)
-        self.to_k = nn.Linear(context, width)
-        self.to_v = nn.Linear(context, width)
-        self.to_out = nn.ModuleList([nn.Linear(width, width), nn.Dropout(dropout)])
+        self.to_q = PackedLinear(width, width)
+        self.to_k = PackedLinear(context, width)
+        self.to_v = PackedLinear(context, width)
+        self.to_out = nn.ModuleList([PackedLinear(width, width), nn.Dropout(dropout)])
 
     def project(self, context: Tensor, mask: Tensor | None) -> ContextKV:
         """(B, L, C) and bool (B, L) -> what `forward` takes as `kv`."""
@@ -181,7 +183,7 @@ class GELUProjection(nn.Module):
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, hidden)
+        self.proj = PackedLinear(width, hidden)
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, width) -> (…, hidden)."""
@@ -196,7 +198,7 @@ class FeedForward(nn.Module):
         self.net = nn.Sequential(
             GELUProjection(width, 4 * width),
             nn.Dropout(dropout),
-            nn.Linear(4 * width, width),
+            PackedLinear(4 * width, width),
             nn.Dropout(dropout),
         )
 

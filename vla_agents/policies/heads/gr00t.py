@@ -3,7 +3,7 @@
 NVIDIA 2025, "GR00T N1: An Open Foundation Model for Generalist Humanoid Robots", section 2.1; Peebles & Xie 2023, "DiT".
 
     context = the VLM's last hidden states (B, L, C) and its padding mask
-    blocks 0, 2, 4, … attend to the context, blocks 1, 3, 5, … to the tokens
+    blocks 0, 2, 4, … attend to the context, blocks 1, 3, 5, … to the tokens ("interleaved"), or all to the context
     out = proj_out_2(LN(tokens) * (1 + scale(t)) + shift(t));  actions = MLP(out)        (N, H, D)
 
 Time convention and loss: `vla_agents.policies.heads.flow`.
@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vla_agents.errors import UnknownNameError
-from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape
+from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape, Semantics, crossing
 
 
 class DiTSize(NamedTuple):
@@ -42,8 +42,8 @@ def dit_size(preset: str) -> DiTSize:
 class GR00THead(FlowHead):
     """See the module docstring."""
 
-    def __init__(self, shape: FlowHeadShape) -> None:
-        super().__init__(shape, [index % 2 == 0 for index in range(shape.depth)], shape.output)
+    def __init__(self, shape: FlowHeadShape, semantics: Semantics = "interleaved") -> None:
+        super().__init__(shape, crossing(semantics, shape.depth), shape.output)
 
     def final_modulation(self, silu_time: Tensor) -> Tensor:
         """See `FlowHead.final_modulation`."""

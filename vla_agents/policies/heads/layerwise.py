@@ -16,21 +16,16 @@ Time convention and loss: `vla_agents.policies.heads.flow`.
 
 from __future__ import annotations
 
-from typing import Literal
-
 from torch import Tensor
 
-from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape
-
-Semantics = Literal["interleaved", "cross_only"]
+from vla_agents.policies.heads.flow import FlowHead, FlowHeadShape, Semantics, crossing
 
 
 class LayerwiseHead(FlowHead):
     """See the module docstring."""
 
     def __init__(self, shape: FlowHeadShape, semantics: Semantics) -> None:
-        crosses = [semantics == "cross_only" or index % 2 == 0 for index in range(shape.depth)]
-        super().__init__(shape, crosses, shape.width)
+        super().__init__(shape, crossing(semantics, shape.depth), shape.width)
         self.model.proj_out_1.requires_grad_(False)
         self.model.proj_out_2.requires_grad_(False)
 
