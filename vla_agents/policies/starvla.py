@@ -134,11 +134,11 @@ def starvla_normalizers(run: StarVLARun, options: StarVLAOptions, body: Embodime
     }
     if body.state_dim and options.state:
         raw = convention == "none" or known_family(run.data_mix) != "oxe"
-        stats = entry.get("state")
+        stats = None if raw else entry.get("state")
         found["state"] = Normalizer(
             body.state,
             vector_stats(stats, body.state_dim, where) if stats else VectorStats.identity(body.state_dim),
-            {"*": "none" if raw or not stats else "q01_q99"},
+            {"*": "q01_q99" if stats else "none"},
             exact=True,
         )
     return found

@@ -12,11 +12,9 @@ trying (`.starvla_trial`) and printed.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -24,28 +22,15 @@ import torch
 from torch import Tensor
 from tyro.conf import Positional
 
-from vla_agents.errors import CheckpointError
 from vla_agents.policies.policy import Batch, Policy
 from vla_agents.policies.qwen_decoder import PromptInputs, run_decoder
-from vla_agents.policies.starvla import load_starvla
-from vla_agents.policies.starvla_fixture import find_inputs, read_batch
-from vla_agents.policies.starvla_options import StarVLAOptions, is_qwen3
-from vla_agents.policies.starvla_run import read_run, read_weights, require_framework
+from vla_agents.policies.starvla_case import ACTIONS, Case
 from vla_agents.policies.starvla_table import Row, near, print_rows, same
-from vla_agents.policies.starvla_trial import (
-    Size,
-    acting_sizes,
-    distance,
-    fit_cameras,
-    questions,
-    same_pixels,
-    settle,
-    training_sizes,
-)
+from vla_agents.policies.starvla_trial import Size, distance, training_sizes
 from vla_agents.policies.starvla_units import action_normalizer
 from vla_agents.policies.starvla_weights import our_name
 
-ACTIONS, HIDDEN, LOSS, GRADIENTS = 1e-4, 1e-4, 1e-4, 1e-3
+HIDDEN, LOSS, GRADIENTS = 1e-4, 1e-4, 1e-3
 
 
 @dataclass(frozen=True)
@@ -67,92 +52,20 @@ class CheckConfig:
     """Qwen-FAST: folder of the FAST tokenizer; by default one named ...fast... near the fixture or the VLM."""
 
 
-class Check:
-    """A fixture and the policy made from it.
+class Check(Case):
+    """A fixture's quantities, compared row by row."""
 
-    Args:
-        config: See `CheckConfig`.
-    """
-
-    def __init__(self, config: CheckConfig) -> None:
-        self.folder = Path(config.fixture)
-        for name in ("run", "inputs", "outputs.npz", "meta.json"):
-            if not (self.folder / name).exists():
-                raise CheckpointError(
-                    self.folder, f"{name} is missing", "give a folder with the fixtures' layout"
-                )
-        self.run = read_run(self.folder / "run")
-        self.framework = require_framework(config.framework or self.run.framework)
-        with np.load(self.folder / "outputs.npz", allow_pickle=False) as file:
-            self.outputs = {name: file[name] for name in file.files}
-        self.meta: dict[str, Any] = json.loads((self.folder / "meta.json").read_text(encoding="utf-8"))
-        self.cameras, self.count = find_inputs(self.folder / "inputs")
-        given = StarVLAOptions(
-            vlm=config.vlm,
-            framework=self.framework,
-            unnormalization="none",
-            final_norm=True if self.framework == "qwen_fast" else config.final_norm,
-            pi_semantics=config.pi_semantics,
-            state=(self.folder / "inputs" / "ex0_state.npy").is_file(),
-            cameras=self.cameras,
-            fast_tokenizer=config.fast_tokenizer,
-        )
-        qwen3 = is_qwen3(read_weights(self.run.weights))
-        near = [self.folder, self.folder / "run", *self.folder.resolve().parents[:3]]
-        near += Path(config.vlm).resolve().parents[:2]
-        asked = questions(self.run, self.framework, given, qwen3=qwen3, near=near)
-        self.options, self.policy, self.assumed = settle(asked, given, self._load, self._misfit, ACTIONS)
-
-    def _load(self, options: StarVLAOptions) -> Any:
-        policy = load_starvla(self.folder / "run", options, device="cpu")
-        sizes = acting_sizes(self.run, self.framework)
-        wanted, grids = (self.outputs.get(f"single.{name}") for name in ("pixel_values", "image_grid_thw"))
-        for size in sizes:
-            batch = self._read(1, size)
-            fit_cameras(policy, batch)
-            if same_pixels(policy, batch, wanted, grids):
-                break
-        else:
-            size = sizes[0]
-        self.acting_size = size
-        return policy
-
-    def _misfit(self, policy: Any) -> float:
-        """How far the actions of a policy are from StarVLA's."""
-        self.policy = policy
-        for how, count in (("single", 1), ("batch", self.count)):
-            wanted = self.outputs.get(f"{how}.normalized_actions")
-            if wanted is not None:
-                with torch.no_grad():
-                    return distance(wanted, policy.predict_action(self.batch(count), **self._noise(how)))
-        return 0.0
-
-    # ---- what is compared ---------------------------------------------------------------------------------
     def rows(self) -> Iterator[Row]:
         """All quantities that the fixture holds, one after the other."""
-        for how, count in (("single", 1), ("batch", self.count)):
+        for how in ("single", "batch"):
             if f"{how}.normalized_actions" in self.outputs:
-                yield from self._acting(how, self.batch(count))
+                yield from self._acting(how, self.batch(self.count_of(how)))
         if "train.loss" in self.outputs:
             yield from self._training()
 
-    def batch(self, count: int, size: Size | Literal["acting"] = "acting") -> Batch:
-        """The first `count` inputs, which the policy then takes; `action` is normalised already."""
-        batch = self._read(count, self.acting_size if size == "acting" else size)
-        fit_cameras(self.policy, batch)
-        return batch
-
-    def _read(self, count: int, size: Size) -> Batch:
-        rows = None if self.framework == "qwen_fast" else self.run.horizon
-        return read_batch(self.folder / "inputs", self.cameras, count, size, rows)
-
-    def _noise(self, how: str) -> dict[str, Tensor]:
-        name = f"{how}.noise"
-        return {"noise": torch.from_numpy(self.outputs[name])} if name in self.outputs else {}
-
     def _acting(self, how: str, batch: Batch) -> Iterator[Row]:
         with torch.no_grad(), _whole_prompt(self.policy), _recorded(self.policy) as seen:
-            actions = self.policy.predict_action(batch, **self._noise(how))
+            actions = self.policy.predict_action(batch, **self.noise(how))
         yield from self._input_rows(how, seen[0])
         yield from self._hidden_rows(how, seen[0])
         if self.framework == "qwen_fast":
@@ -237,7 +150,7 @@ class Check:
             for name, key in (("noise", "train.noise"), ("time", "train.t"))
             if key in self.outputs
         }
-        batch = self.batch(self.count, size)
+        batch = self.batch(self.count_of("train"), size)
         self.policy.zero_grad(set_to_none=True)
         with _whole_prompt(self.policy), _recorded(self.policy) as seen:
             (loss,) = self.policy(batch, **kwargs).values()
