@@ -150,8 +150,15 @@ def _require_same(run: StarVLARun) -> None:
 
 def _gr00t(run: StarVLARun, options: StarVLAOptions, weights: Mapping[str, Tensor]) -> dict[str, Any]:
     found = _flow(run, "qwen_gr00t", options, weights)
-    preset = PRESETS.get(str(run.get(_HEAD + "action_model_type", default="")))
-    heads = run.get(_DIT + "num_attention_heads", default=preset.heads if preset else found["heads"])
+    kind = str(run.get(_HEAD + "action_model_type", default="DiT-B"))
+    heads = run.get(_DIT + "num_attention_heads", default=PRESETS[kind].heads if kind in PRESETS else None)
+    if heads is None and run.get(_DIT + "attention_head_dim", default=None) is None:
+        raise CheckpointError(
+            run.folder / "config.yaml",
+            f"action_model_type {kind!r} is none of {', '.join(PRESETS)}, and nothing says how many heads it has",
+            f"add {_DIT}num_attention_heads to it",
+        )
+    heads = found["heads"] if heads is None else heads
     repeats = run.get(_HEAD + "repeated_diffusion_steps", "trainer.repeated_diffusion_steps", default=8)
     semantics = _gr00t_semantics(run, weights)
     return found | {"heads": int(heads), "repeats": int(repeats), "semantics": semantics}
