@@ -22,7 +22,15 @@ def layers() -> tuple[PackedLinear, nn.Linear]:
 @torch.no_grad()
 def test_equal_to_a_plain_layer(layers: tuple[PackedLinear, nn.Linear]) -> None:
     packed, plain = layers
-    for shape in ((1, 96), (41, 96), (2, 41, 96), (MOST_ROWS, 96), (MOST_ROWS + 1, 96), (3, 2, 5, 96), (0, 96)):
+    for shape in (
+        (1, 96),
+        (41, 96),
+        (2, 41, 96),
+        (MOST_ROWS, 96),
+        (MOST_ROWS + 1, 96),
+        (3, 2, 5, 96),
+        (0, 96),
+    ):
         x = torch.randn(shape)
         torch.testing.assert_close(packed(x), plain(x), atol=1e-6, rtol=1e-6)
         assert packed(x).shape == plain(x).shape
