@@ -196,7 +196,8 @@ def make_policy(
             policy = QwenFAST(QwenFASTConfig(prompt=PROMPT), backbone, BODY, normalizers)
             policy.prepare(normalizers["action"].unnormalize(smooth_chunks(2000, 8, 7, 0)))
         elif framework == "gr00t":
-            gr00t = QwenGR00TConfig(prompt=PROMPT, head_dtype=head_dtype)  # type: ignore[arg-type]
+            small = {"width": 64, "heads": 4, "depth": 4} if backbone.hidden_size < 128 else {}
+            gr00t = QwenGR00TConfig(prompt=PROMPT, head_dtype=head_dtype, **small)  # type: ignore[arg-type]
             policy = QwenGR00T(gr00t, backbone, BODY, normalizers)
         else:
             semantics = "cross_only" if framework == "pi-cross" else "interleaved"

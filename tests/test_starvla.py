@@ -289,6 +289,17 @@ def test_where_two_keys_contradict_the_newer_one_counts_and_it_is_said(
     assert "contradicts future_action_window_size 15" in caplog.text
 
 
+def test_the_words_of_oft_with_and_without_the_state() -> None:
+    """As StarVLA writes them: both marks come with the state, and go with it."""
+    ask = f" Please predict the next 4 robot actions: <action>{'🔍' * 4}<action>."
+    batch = random_batch(1)
+    batch.instructions, batch.state = ["lift it"], torch.zeros(1, 3)
+    policy: Any = starvla_policy(prompt="Do {instruction}.")
+    policy.normalizers["state"] = Normalizer(BODY.state, policy.normalizers["state"].stats, {"*": "none"})
+    assert policy.prompts(batch) == [f"Do lift it [STATE] 128 128 128 [ACTION]{ask}."]
+    assert starvla_policy(prompt="Do {instruction}.", state="none").prompts(batch) == [f"Do lift it{ask}."]  # type: ignore[operator]
+
+
 # ---- bad input ------------------------------------------------------------------------------------------------
 def test_damaged_files_are_named(run: Path) -> None:
     file = run / "checkpoints" / "steps_10_model.pt"

@@ -12,7 +12,7 @@ Where the queries stand: after the generation prompt (`queries="suffix"`, the de
 StarVLA trains it (`queries="prompt"`): what stands for `{instruction}` in the prompt is then `TEXT [STATE] 27 161 …
 [ACTION] Please predict the next H robot actions: <action>`, H queries, `<action>.` Queries cannot see what follows the last
 of them (causal attention), so it is not run (`cut=True`). The state is joined to the hidden states (`head`), written into
-that text in 256 bins over [-1, 1] (`text`), or left out (`none`).
+that text in 256 bins over [-1, 1] (`text`), or left out with its two marks (`none`).
 
 Time: query h predicts the action h control steps ahead, h = 0 .. H-1. Loss: mean |prediction - action| over the entries of
 the chunk that lie inside the episode, in normalised units.
@@ -102,19 +102,19 @@ class QwenOFT(Policy):
         texts = batch.instructions
         if self.config.queries == "prompt":
             queries = self.config.action_token * self.horizon
-            ask = f"[ACTION] Please predict the next {self.horizon} robot actions: <action>{queries}<action>."
+            ask = f" Please predict the next {self.horizon} robot actions: <action>{queries}<action>."
             texts = [
                 f"{text}{state}{ask}" for text, state in zip(texts, self._state_texts(batch), strict=True)
             ]
         return [self.config.told(text) for text in texts]
 
     def _state_texts(self, batch: Batch) -> list[str]:
-        """ " [STATE] 27 161 … " per sample, or a space: bins of the normalised state, -1 (too small) .. 255."""
+        """ " [STATE] 27 161 … [ACTION]" per sample, or nothing: bins of the normalised state, -1 (too small) .. 255."""
         if self.config.state != "text" or not self.embodiment.state_dim:
-            return [" "] * len(batch)
+            return [""] * len(batch)
         state = self._required_state(batch).float().cpu().numpy()
         bins = np.digitize(state, np.linspace(-1, 1, 257)[:-1]) - 1
-        return [f" [STATE] {' '.join(str(number) for number in row)} " for row in bins]
+        return [f" [STATE] {' '.join(str(number) for number in row)} [ACTION]" for row in bins]
 
     def _required_state(self, batch: Batch) -> Tensor:
         state = self.normalized_state(batch)
