@@ -45,7 +45,7 @@ def test_the_script_itself_runs(tmp_path: Path) -> None:
     found = json.loads(out.read_text())
     assert [row["framework"] for row in found["acting"]] == ["gr00t", "fast"]
     for row in found["acting"]:
-        assert 0 < row["floor_ms"] and 0 < row["ways"]["eager"]["p50_ms"] <= row["ways"]["eager"]["p99_ms"]
+        assert row["floor_ms"] > 0 and 0 < row["ways"]["eager"]["p50_ms"] <= row["ways"]["eager"]["p99_ms"]
 
 
 @pytest.fixture
