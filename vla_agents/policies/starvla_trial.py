@@ -60,12 +60,11 @@ def questions(
     """
     found = []
     if given.final_norm is None and framework != "qwen_fast":
-        answers = (False, True) if qwen3 else (True,)
-        found.append(Question("final_norm", answers, _norm_in_words))
+        found.append(Question("final_norm", (False, True) if qwen3 else (True,), _norm_in_words))
     if given.pi_semantics is None and framework == "qwen_pi":
         known = pi_semantics(run)
-        answers = (known,) if known else ("interleaved", "cross_only")
-        found.append(Question("pi_semantics", answers, lambda answer: f"PI semantics {answer}"))
+        semantics = (known,) if known else ("interleaved", "cross_only")
+        found.append(Question("pi_semantics", semantics, lambda answer: f"PI semantics {answer}"))
     if given.fast_tokenizer is None and framework == "qwen_fast":
         tokenizers = find_fast(near)
         found.append(Question("fast_tokenizer", tokenizers, lambda answer: f"FAST tokenizer {answer}"))
