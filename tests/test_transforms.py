@@ -44,7 +44,9 @@ TRANSFORMS: list[Transform] = [
 ]
 
 
-@pytest.mark.parametrize("transform", TRANSFORMS, ids=str)
+@pytest.mark.parametrize(
+    "transform", TRANSFORMS, ids=lambda t: "Transform" if type(t) is Transform else str(t)
+)
 def test_a_transform_does_what_its_embodiment_says(transform: Transform) -> None:
     body = arm()
     target = transform.embodiment(body)
