@@ -281,7 +281,7 @@ def _tick(loop: ControlLoop, seen: Virtual, arrived: Callable[[], list[np.ndarra
             seen.on_the_way -= 1
     if seen.failed:
         seen.failed = False
-        seen.checker.doubted()
+        seen.checker.doubted(loop.now.time)
     seen.lost += seen.on_the_way  # a motor whose own watchdog has stopped it refuses goals
     seen.on_the_way = 0
     assert not seen.checker.unsafe, seen.checker.unsafe[0]
