@@ -25,11 +25,11 @@ from vla_agents.policies.checkpoint import load_policy, save_policy
 from vla_agents.policies.pixels import ImageSettings
 from vla_agents.policies.policy import Policy
 from vla_agents.policies.qwen_vl import QwenVLBackbone
-from vla_agents.policies.starvla import load_starvla
-from vla_agents.policies.starvla_check import Check, CheckConfig
-from vla_agents.policies.starvla_configs import _require_same
-from vla_agents.policies.starvla_run import guess_framework, normal_name, read_run
-from vla_agents.policies.starvla_units import action_normalizer
+from vla_agents.policies.starvla.check import Check, CheckConfig
+from vla_agents.policies.starvla.configs import _require_same
+from vla_agents.policies.starvla.load import load_starvla
+from vla_agents.policies.starvla.run import guess_framework, normal_name, read_run
+from vla_agents.policies.starvla.units import action_normalizer
 from vla_agents.transforms import TurnImages
 
 FRAMEWORKS = ("QwenOFT", "QwenGR00T", "QwenPI", "QwenFast")

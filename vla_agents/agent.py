@@ -307,7 +307,7 @@ def load_agent(path: str | Path, *, env: Any = None, **overrides: Any) -> Agent:
     from vla_agents.bodies import choose_body
     from vla_agents.chunking import make_chunker
     from vla_agents.policies.checkpoint import load_policy
-    from vla_agents.policies.starvla_options import policy_options
+    from vla_agents.policies.starvla.options import policy_options
     from vla_agents.relative import is_relative, with_relative_actions
 
     starvla = policy_options(path, overrides, _AGENT_OPTIONS)

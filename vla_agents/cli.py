@@ -210,7 +210,7 @@ def _robot(args: Sequence[str]) -> int:
 
 
 def _check_starvla(args: Sequence[str]) -> int:
-    from vla_agents.policies.starvla_check import CheckConfig, check_starvla
+    from vla_agents.policies.starvla.check import CheckConfig, check_starvla
 
     return 0 if check_starvla(parse(CheckConfig, args, "check-starvla")) else 1
 
@@ -254,7 +254,7 @@ def _named(args: Sequence[str]) -> list[str]:
 def _convert(args: Sequence[str]) -> None:
     from rich.console import Console
 
-    from vla_agents.policies.starvla_convert import ConvertConfig, run_convert
+    from vla_agents.policies.starvla.convert import ConvertConfig, run_convert
 
     folder = run_convert(parse(ConvertConfig, args, "convert"))
     Console().print(f"checkpoint: {folder}", highlight=False)

@@ -148,7 +148,7 @@ def load_policy(
         merge_lora: Add LoRA adapters, where there are any, to the weights: for acting. Else they stay, for learning on.
         changes: Configuration to use in place of the checkpoint's, of how the policy learns and computes (`CHANGEABLE`). If
             `lora` changes, the adapters there are are added to the weights first.
-        starvla: For a StarVLA checkpoint, what its files do not say (see `vla_agents.policies.starvla.load_starvla`).
+        starvla: For a StarVLA checkpoint, what its files do not say (see `vla_agents.policies.starvla.load.load_starvla`).
 
     Raises:
         CheckpointError: Naming the file and what is wrong with it.
@@ -157,10 +157,10 @@ def load_policy(
 
     from vla_agents.policies.backbones import load_backbone, uninitialized
     from vla_agents.policies.learning import prepare_learning
-    from vla_agents.policies.starvla_run import is_starvla
+    from vla_agents.policies.starvla.run import is_starvla
 
     if is_starvla(path):
-        from vla_agents.policies.starvla import load_starvla
+        from vla_agents.policies.starvla.load import load_starvla
 
         if changes:
             raise ConfigError(
@@ -216,8 +216,8 @@ def _changed(config: Any, changes: Mapping[str, Any], merge_lora: bool) -> Any:
 def _read_weights(policy: Policy, file: Path, kind: str, merge: LoRAConfig | None = None) -> None:
     """A checkpoint's weights into a policy, adapters merged where `merge` is theirs."""
     from vla_agents.policies.lora import merge_weights
-    from vla_agents.policies.starvla_run import guess_framework
-    from vla_agents.policies.starvla_weights import starvla_names
+    from vla_agents.policies.starvla.run import guess_framework
+    from vla_agents.policies.starvla.weights import starvla_names
     from vla_agents.policies.weights import put_weights, read_safetensors
 
     weights = read_safetensors(file)

@@ -15,8 +15,8 @@ from vla_agents.errors import CheckpointError
 from vla_agents.policies.checkpoint import POLICIES
 from vla_agents.policies.heads.flow import Semantics
 from vla_agents.policies.heads.gr00t import PRESETS
-from vla_agents.policies.starvla_options import StarVLAOptions, pi_semantics
-from vla_agents.policies.starvla_run import FRAMEWORKS, StarVLARun, guess_framework
+from vla_agents.policies.starvla.options import StarVLAOptions, pi_semantics
+from vla_agents.policies.starvla.run import FRAMEWORKS, StarVLARun, guess_framework
 
 _HEAD = "framework.action_model."
 _DIT = _HEAD + "diffusion_model_cfg."

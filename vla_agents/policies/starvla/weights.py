@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vla_agents.errors import CheckpointError
-from vla_agents.policies.starvla_run import FRAMEWORKS, guess_framework
+from vla_agents.policies.starvla.run import FRAMEWORKS, guess_framework
 from vla_agents.policies.weights import put_weights
 
 VLM = ("qwen_vl_interface.model.", "backbone.vlm.")

@@ -1,11 +1,11 @@
 """StarVLA checkpoints (QwenFast, QwenOFT, QwenPI, QwenGR00T) as policies of ours; facts in docs/starvla.md.
 
-read_run, read_weights       config.yaml, dataset_statistics.json, weights              starvla_run
-complete                     ask what the files do not say                              starvla_options
+read_run, read_weights       config.yaml, dataset_statistics.json, weights              run.py
+complete                     ask what the files do not say                              options.py
 QwenVLBackbone.from_config   architecture, tokenizer, pixels of `vlm`, never its weights
-make_embodiment, ...         what the numbers mean                                      starvla_units
-policy_config                StarVLA's keys and shapes -> our configuration             starvla_configs
-load_weights                 StarVLA's parameter names -> ours, strictly                starvla_weights
+make_embodiment, ...         what the numbers mean                                      units.py
+policy_config                StarVLA's keys and shapes -> our configuration             configs.py
+load_weights                 StarVLA's parameter names -> ours, strictly                weights.py
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from torch import Tensor
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import CheckpointError, ConfigError
 from vla_agents.normalize import Normalizer, VectorStats
-from vla_agents.policies.starvla_configs import action_sizes, policy_config
-from vla_agents.policies.starvla_options import StarVLAOptions, complete, is_qwen3, with_overrides
-from vla_agents.policies.starvla_run import (
+from vla_agents.policies.starvla.configs import action_sizes, policy_config
+from vla_agents.policies.starvla.options import StarVLAOptions, complete, is_qwen3, with_overrides
+from vla_agents.policies.starvla.run import (
     FRAMEWORKS,
     StarVLARun,
     guess_framework,
@@ -30,14 +30,14 @@ from vla_agents.policies.starvla_run import (
     read_weights,
     require_framework,
 )
-from vla_agents.policies.starvla_units import (
+from vla_agents.policies.starvla.units import (
     action_mask,
     action_normalizer,
     known_family,
     make_embodiment,
     vector_stats,
 )
-from vla_agents.policies.starvla_weights import load_weights
+from vla_agents.policies.starvla.weights import load_weights
 
 if TYPE_CHECKING:
     from vla_agents.policies.policy import Policy

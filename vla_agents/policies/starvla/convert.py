@@ -12,8 +12,8 @@ from tyro.conf import Positional
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import CheckpointError
 from vla_agents.policies.checkpoint import save_policy
-from vla_agents.policies.starvla import load_starvla
-from vla_agents.policies.starvla_options import StarVLAOptions
+from vla_agents.policies.starvla.load import load_starvla
+from vla_agents.policies.starvla.options import StarVLAOptions
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""A fixture of StarVLA's numbers, its inputs, and the policy made from its run: what `.starvla_check` compares."""
+"""A fixture of StarVLA's numbers, its inputs, and the policy made from its run: what `check` compares."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from torch import Tensor
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import CheckpointError
 from vla_agents.policies.policy import Batch
-from vla_agents.policies.starvla import load_starvla
-from vla_agents.policies.starvla_configs import action_sizes
-from vla_agents.policies.starvla_fixture import find_inputs, read_batch
-from vla_agents.policies.starvla_options import StarVLAOptions, is_qwen3
-from vla_agents.policies.starvla_run import read_run, read_weights, require_framework
-from vla_agents.policies.starvla_trial import (
+from vla_agents.policies.starvla.configs import action_sizes
+from vla_agents.policies.starvla.fixture import find_inputs, read_batch
+from vla_agents.policies.starvla.load import load_starvla
+from vla_agents.policies.starvla.options import StarVLAOptions, is_qwen3
+from vla_agents.policies.starvla.run import read_run, read_weights, require_framework
+from vla_agents.policies.starvla.trial import (
     Size,
     acting_sizes,
     distance,
@@ -36,7 +36,7 @@ class Case:
     """A fixture and the policy made from it.
 
     Args:
-        config: See `.starvla_check.CheckConfig`.
+        config: See `check.CheckConfig`.
     """
 
     def __init__(self, config: Any) -> None:

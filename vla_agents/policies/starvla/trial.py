@@ -19,8 +19,8 @@ from torch import Tensor
 
 from vla_agents.errors import ConfigError, VlaAgentsError
 from vla_agents.policies.policy import Batch
-from vla_agents.policies.starvla_options import StarVLAOptions, pi_semantics
-from vla_agents.policies.starvla_run import StarVLARun
+from vla_agents.policies.starvla.options import StarVLAOptions, pi_semantics
+from vla_agents.policies.starvla.run import StarVLARun
 
 Size = tuple[int, int] | None
 """(width, height) to which pictures are brought by Pillow; None: as they are."""

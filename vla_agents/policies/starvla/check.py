@@ -6,7 +6,7 @@
     FIXTURE/meta.json     gradient norms, FAST tokens
 
 Everything runs in float32 on the CPU, with the noise and the times that StarVLA drew. What the files do not say is found by
-trying (`.starvla_trial`) and printed.
+trying (`trial.py`) and printed.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from tyro.conf import Positional
 
 from vla_agents.policies.policy import Batch, Policy
 from vla_agents.policies.qwen_decoder import PromptInputs, run_decoder
-from vla_agents.policies.starvla_case import ACTIONS, Case
-from vla_agents.policies.starvla_table import Row, near, print_rows, same
-from vla_agents.policies.starvla_trial import Size, distance, training_sizes
-from vla_agents.policies.starvla_units import action_normalizer
-from vla_agents.policies.starvla_weights import our_name
+from vla_agents.policies.starvla.case import ACTIONS, Case
+from vla_agents.policies.starvla.table import Row, near, print_rows, same
+from vla_agents.policies.starvla.trial import Size, distance, training_sizes
+from vla_agents.policies.starvla.units import action_normalizer
+from vla_agents.policies.starvla.weights import our_name
 
 HIDDEN, LOSS, GRADIENTS = 1e-4, 1e-4, 1e-3
 

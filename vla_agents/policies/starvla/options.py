@@ -16,8 +16,8 @@ from torch import Tensor
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, UnknownNameError, suggest
 from vla_agents.policies.heads.flow import Semantics
-from vla_agents.policies.starvla_run import StarVLARun, is_starvla
-from vla_agents.policies.starvla_units import Ranges, Unnormalization, known_family
+from vla_agents.policies.starvla.run import StarVLARun, is_starvla
+from vla_agents.policies.starvla.units import Ranges, Unnormalization, known_family
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ import numpy as np
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import CheckpointError, ConfigError
 from vla_agents.normalize import Normalizer, VectorStats
-from vla_agents.policies.starvla_run import StarVLARun
+from vla_agents.policies.starvla.run import StarVLARun
 
 Unnormalization = Literal["head", "dec2025", "none"]
 Ranges = Literal["min_max", "q01_q99"]

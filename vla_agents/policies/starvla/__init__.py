@@ -1,0 +1,1 @@
+"""StarVLA's checkpoints: read, converted, compared with what StarVLA computes from them."""
