@@ -1,6 +1,6 @@
 """What neither a fixture's files nor its user say, found by trying: the first reading that gives StarVLA's numbers.
 
-Loading a checkpoint asks for these things (`.starvla_options`). A fixture holds StarVLA's answers, so that here they can be
+Loading a checkpoint asks for these things (`options.py`). A fixture holds StarVLA's answers, so that here they can be
 found out; `vla-agents check-starvla` prints each of them. Where no reading fits, the likeliest one is reported on.
 """
 
