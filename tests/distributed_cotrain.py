@@ -19,5 +19,5 @@ run = Trainer(
 )
 run.fit()
 weights = {name: float(p.detach().double().sum()) for name, p in run.policy.named_parameters()}
-found = {"world": run.accelerator.num_processes, "weights": weights}
-(out / f"rank{run.accelerator.process_index}.json").write_text(json.dumps(found))
+found = {"world": run.engine.world, "weights": weights}
+(out / f"rank{run.engine.rank}.json").write_text(json.dumps(found))

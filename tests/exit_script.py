@@ -13,15 +13,24 @@ import numpy as np
 from robot_fakes import RecordingRobot, planar_limits
 
 from vla_agents.robots.env import RobotEnv
+from vla_agents.robots.robot import Reading
 
 how, path = sys.argv[1], sys.argv[2]
 log = open(path, "w", buffering=1)  # noqa: SIM115
 
 
 class Logged(RecordingRobot):
+    ticked = 0.0
+
+    def observe(self) -> Reading:
+        self.ticked = (
+            time.monotonic()
+        )  # all but the time that the filter goes by; by a command's own some ms may be lost
+        return super().observe()
+
     def command(self, target: np.ndarray) -> np.ndarray:
         sent = super().command(target)
-        log.write(f"{time.monotonic():.6f} " + " ".join(f"{value:.9f}" for value in sent) + "\n")
+        log.write(f"{self.ticked:.6f} " + " ".join(f"{value:.9f}" for value in sent) + "\n")
         return sent
 
     def close(self) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import multiprocessing
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,38 +93,38 @@ def test_a_study_finds_prunes_and_reports(tmp_path: Path) -> None:
     assert [t.value for t in same.trials] == [t.value for t in study.trials[:9]]
 
 
+class Hang(Callback):
+    """Stops for good once a checkpoint is there."""
+
+    def __init__(self, ready: Path) -> None:
+        self.ready = ready
+
+    def on_step(self, trainer: Trainer, report: Any) -> None:
+        if trainer.step == 3:
+            self.ready.touch()
+            time.sleep(300)
+
+
+def hang(ready: Path, run: TrainConfig, callbacks: list[Callback]) -> TrainResult:
+    return train_two(run, [*callbacks, Hang(ready)])
+
+
 def test_processes_share_a_study_and_a_killed_trial_is_taken_up(tmp_path: Path) -> None:
-    config = settings(tmp_path, trials=4, pruning="no")
-
-    def hang(run: TrainConfig, callbacks: list[Callback]) -> TrainResult:
-        class Wait(Callback):
-            def on_step(self, trainer: Trainer, report: Any) -> None:
-                if trainer.step == 3:  # a checkpoint is there
-                    (tmp_path / "ready").touch()
-                    time.sleep(300)
-
-        return train_two(run, [*callbacks, Wait()])
-
-    def child(work: Any, seed: int) -> int:
-        pid = os.fork()
-        if pid == 0:
-            try:
-                search(replace(config, seed=seed), work)
-                os._exit(0)
-            except BaseException:
-                os._exit(1)
-        return pid
-
-    pid = child(hang, 1)
+    config, ready = settings(tmp_path, trials=4, pruning="no"), tmp_path / "ready"
+    context = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads, dead
+    killed = context.Process(target=search, args=(replace(config, seed=1), partial(hang, ready)))
+    killed.start()
     limit = time.monotonic() + 200
-    while not (tmp_path / "ready").exists() and time.monotonic() < limit:
+    while not ready.exists() and time.monotonic() < limit and killed.is_alive():
         time.sleep(0.05)
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    first, second = child(train_two, 2), None
+    killed.kill()
+    killed.join()
+    assert ready.exists()
+    other = context.Process(target=search, args=(replace(config, seed=2), train_two))
+    other.start()
     study = search(replace(config, resume=True, seed=3), train_two)
-    _, status = os.waitpid(first, 0)
-    assert os.waitstatus_to_exitcode(status) == 0 and second is None
+    other.join(200)
+    assert other.exitcode == 0
     study = optuna.load_study(study_name="vla_agents", storage=study._storage)
     states = [trial.state.name for trial in study.trials]
     assert states[0] == "FAIL" and states.count("COMPLETE") >= 4 and "RUNNING" not in states

@@ -239,4 +239,4 @@ def test_a_used_run_folder_is_not_overwritten(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="holds a run"):
         train(replace(BASE, out=str(tmp_path), dataset=("x",)))
     with pytest.raises(ConfigError, match="no dataset"):
-        train(replace(BASE, out=str(tmp_path)))
+        train(replace(BASE, out=str(tmp_path / "new")))
