@@ -50,7 +50,9 @@ def success(run: Path, difficulty: str = "medium", episodes: int = 200) -> tuple
     out = run.parent / f"{run.name}_eval"
     if not (out / "results.json").exists():
         env = f"task=lift difficulty={difficulty} 'cameras=[front]'"
-        vla(f"eval --agent {run / 'last'} --env-args {env} --episodes {episodes} --videos 0 --out {out}")
+        vla(
+            f"eval --agent {run / 'last'} --env-args {env} --episodes {episodes} --videos 0 --resume --out {out}"
+        )
     found = json.loads((out / "results.json").read_text())["overall"]
     return found["success"], found["low"], found["high"]
 

@@ -24,7 +24,7 @@ from vla_agents.cli import main
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs import make_vec
 from vla_agents.envs.vector import make_env
-from vla_agents.errors import ActionError, ConfigError
+from vla_agents.errors import ActionError, ConfigError, VlaAgentsError
 from vla_agents.eval.compare import compare, mcnemar
 from vla_agents.eval.evaluate import EvalConfig, evaluate
 from vla_agents.eval.ledger import NAME, Ledger, read
@@ -120,6 +120,18 @@ def test_another_evaluation_is_not_gone_on_with(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="exclude each other"):
         run(tmp_path, episodes=3, resume=True, overwrite=True)
     assert len(run(tmp_path, episodes=3, overwrite=True).episodes) == 3
+
+
+def test_a_run_that_cannot_begin_leaves_what_is_there(tmp_path: Path) -> None:
+    run(tmp_path, episodes=3)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for wrong in ({"agent": "expart"}, {"env_args": {"tsak": 1}}, {"agent": str(tmp_path / "no_checkpoint")}):
+        with pytest.raises(VlaAgentsError):
+            run(tmp_path, episodes=3, **wrong)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    with pytest.raises(VlaAgentsError):
+        run(tmp_path / "new", agent="expart")
+    assert len(run(tmp_path / "new", episodes=2).episodes) == 2  # nothing stands in the way
 
 
 # ---- in parts ---------------------------------------------------------------------------------------------
@@ -302,6 +314,6 @@ def test_a_suite_is_played(tmp_path: Path) -> None:
 
 def test_the_ledger_flushes_every_line(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path, {"config": {}})
-    ledger.begin()
+    ledger.open()
     assert read(tmp_path / NAME) == ({"config": {}}, [], (tmp_path / NAME).stat().st_size)
     ledger.close()

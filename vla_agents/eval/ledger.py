@@ -54,33 +54,35 @@ class Ledger:
         self.path = folder / NAME
         self.identity = json.loads(json.dumps(identity, default=str))
         self.entries: list[Entry] = []
+        self._size = 0  # bytes of the file that are gone on with
         self._file: Any = None
 
-    def begin(self) -> None:
-        """Start anew; a ledger that is there is replaced."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._file = self.path.open("w", encoding="utf-8")
-        self._write({"schema": SCHEMA, **self.identity})
-
-    def resume(self) -> None:
-        """Go on with what is there; without a ledger, start anew.
+    def load(self) -> None:
+        """Take over the episodes of the ledger that is there, if there is one. Nothing is written yet.
 
         Raises:
             ConfigError: It is the ledger of another evaluation, or damaged before its last line.
         """
         if not self.path.is_file():
-            self.begin()
             return
-        identity, self.entries, size = read(self.path)
+        identity, self.entries, self._size = read(self.path)
         differences = differ(identity, self.identity)
         if differences:
             raise ConfigError(
                 f"{self.path} belongs to another evaluation: {'; '.join(differences)}",
                 "give another --out, or --overwrite to start anew",
             )
-        with self.path.open("r+b") as file:  # a line cut short by a kill
-            file.truncate(size)
-        self._file = self.path.open("a", encoding="utf-8")
+
+    def open(self) -> None:
+        """Begin to write: behind what was loaded, else anew, in the place of what is there."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self._size:
+            with self.path.open("r+b") as file:  # a line cut short by a kill
+                file.truncate(self._size)
+            self._file = self.path.open("a", encoding="utf-8")
+        else:
+            self._file = self.path.open("w", encoding="utf-8")
+            self._write({"schema": SCHEMA, **self.identity})
 
     def add(self, entry: Entry) -> None:
         """Append and flush to the disk."""

@@ -43,8 +43,7 @@ def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bo
     check_config(config)
     console = console or rich.get_console()
     config, seeds = _resolve(config)
-    ledger = _open_ledger(config)
-    save_yaml(config, config.out / "run.yaml")
+    ledger = _ledger(config)
     try:
         timing, clips, interrupted = _play(config, ledger, seeds, console, progress)
     finally:
@@ -95,7 +94,7 @@ def merge(parts: Sequence[Path], out: Path) -> EvalReport:
     if (out / NAME).exists():
         raise ConfigError(f"{out} holds an evaluation already", "give another folder")
     ledger = Ledger(out, identity)
-    ledger.begin()
+    ledger.open()
     for seed in sorted(found):
         ledger.add(found[seed])
     ledger.close()
@@ -135,7 +134,8 @@ def _shard(seeds: list[int], shard: str) -> list[int]:
     return seeds[int(part) - 1 :: int(count)]
 
 
-def _open_ledger(config: EvalConfig) -> Ledger:
+def _ledger(config: EvalConfig) -> Ledger:
+    """The ledger with what is to be gone on with; nothing is written before env and agent are there."""
     if config.resume and config.overwrite:
         raise ConfigError("--resume and --overwrite exclude each other", "give one of them")
     what = {key: value for key, value in to_dict(config).items() if key not in (*_RUN, "seed", "episodes")}
@@ -143,25 +143,32 @@ def _open_ledger(config: EvalConfig) -> Ledger:
         config.out, {"config": what, "weights": fingerprint(config.agent), "versions": package_versions()}
     )
     if config.resume:
-        ledger.resume()
-    else:
-        if ledger.path.exists() and not config.overwrite and not _finished(config.out):
-            raise ConfigError(
-                f"{config.out} holds an evaluation that was not finished",
-                "--resume goes on with it, --overwrite starts anew",
-            )
-        ledger.begin()
-        if (config.out / "videos").is_dir():
-            shutil.rmtree(config.out / "videos")  # those of an earlier evaluation
-    (config.out / RESULTS).unlink(missing_ok=True)
+        ledger.load()
+    elif not config.overwrite and _unfinished(config.out):
+        raise ConfigError(
+            f"{config.out} holds an evaluation that was not finished",
+            "--resume goes on with it, --overwrite starts anew",
+        )
     return ledger
 
 
-def _finished(out: Path) -> bool:
-    try:
-        return not EvalReport.load(out / RESULTS).partial
-    except ConfigError:
+def _begin(config: EvalConfig, ledger: Ledger) -> None:
+    """From here on `out` is this evaluation's."""
+    ledger.open()
+    save_yaml(replace(config, resume=False, overwrite=False), config.out / "run.yaml")
+    (config.out / RESULTS).unlink(missing_ok=True)
+    if not config.resume and (config.out / "videos").is_dir():
+        shutil.rmtree(config.out / "videos")  # those of an earlier evaluation
+
+
+def _unfinished(out: Path) -> bool:
+    """Whether there are episodes that would be lost."""
+    if not (out / NAME).is_file() or (out / NAME).read_bytes().count(b"\n") < 2:
         return False
+    try:
+        return EvalReport.load(out / RESULTS).partial
+    except ConfigError:
+        return True
 
 
 def _play(
@@ -176,6 +183,7 @@ def _play(
     videos = VideoRecorder(config.out / "videos", config.videos)
     videos.adopt(entry.result for entry in ledger.entries)
     if not todo:
+        _begin(config, ledger)
         return Timing(), videos.finish(), False
     with contextlib.closing(make_eval_env(replace(config, episodes=len(todo)))) as env:
         videos.control_hz = embodiment_of(env).control_hz
@@ -186,6 +194,7 @@ def _play(
         }
         options["exact"] = config.exact or None
         with make_agent(config.agent, env, seed=config.seed, **options) as agent:
+            _begin(config, ledger)
             report = evaluate(
                 env,
                 agent,
