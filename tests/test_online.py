@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from test_strategies import logged
 from tiny import vlm_folder
 
 from vla_agents.agent import Agent, ExpertAgent
@@ -271,11 +271,6 @@ def config(out: Path, demos: str, **changes: Any) -> TrainConfig:
         tensorboard=False,
     )
     return replace(base, **changes)
-
-
-def logged(out: Path, key: str) -> list[float]:
-    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    return [line[key] for line in lines if key in line]
 
 
 @pytest.mark.parametrize(

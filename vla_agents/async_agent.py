@@ -24,8 +24,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from vla_agents.agent import Agent, Observation, batch_size, check_observation
+from vla_agents.base_agent import Plans
 from vla_agents.chunking import ActionUnits
-from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ActionError, ConfigError, PlanningError, UnknownNameError, VlaAgentsError
 
 LATE = ("hold", "slow")
@@ -33,22 +33,8 @@ SLOWEST = 0.25  # of the normal pace
 REMEMBERED = 8  # latencies of the last plans; the longest is what the next one is expected to take
 
 
-class Planner(Protocol):
+class Planner(Plans, Protocol):
     """What an `AsyncAgent` plans with; `PolicyAgent` is one."""
-
-    embodiment: Embodiment
-
-    @property
-    def horizon(self) -> int:
-        """Actions per chunk."""
-
-    @property
-    def default_execute(self) -> int:
-        """How many of them are carried out before a new chunk, where nothing else is said."""
-
-    @property
-    def continues(self) -> bool:
-        """Whether `plan` takes a prefix."""
 
     def plan(self, obs: Observation, prefix: np.ndarray | None = None, committed: int = 0) -> np.ndarray:
         """A chunk (H, D) in the env's units for one observation.

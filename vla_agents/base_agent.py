@@ -4,10 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Protocol
 
 import numpy as np
 
+from vla_agents.embodiment import Embodiment
 from vla_agents.observations import Observation
+
+
+class Plans(Protocol):
+    """What those who plan in chunks say of themselves, in whatever way they are asked for one."""
+
+    embodiment: Embodiment
+
+    @property
+    def horizon(self) -> int:
+        """Actions per chunk."""
+
+    @property
+    def default_execute(self) -> int:
+        """How many of them are carried out before a new chunk, where nothing else is said."""
+
+    @property
+    def continues(self) -> bool:
+        """Whether a plan takes a prefix."""
 
 
 class Agent:

@@ -18,27 +18,13 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vla_agents.embodiment import Embodiment
+from vla_agents.base_agent import Plans
 from vla_agents.errors import ActionError, ServerBusyError
 from vla_agents.observations import Observation
 
 
-class BatchPlanner(Protocol):
+class BatchPlanner(Plans, Protocol):
     """What a server serves; `PolicyAgent` is one."""
-
-    embodiment: Embodiment
-
-    @property
-    def horizon(self) -> int:
-        """Actions per chunk."""
-
-    @property
-    def default_execute(self) -> int:
-        """How many of them are carried out, where nothing else is said."""
-
-    @property
-    def continues(self) -> bool:
-        """Whether chunks can go on from a prefix."""
 
     def generator(self, seed: int) -> Any:
         """A source of randomness for `plan_batch`."""
