@@ -40,8 +40,8 @@ def pytest_configure(config: pytest.Config) -> None:
 
 # Files whose tests keep time: `./run test` runs them one by one, the others two at a time.
 _ALONE = """
-    async_agent bus cameras check_robot collect control data_view demo devices driver dynamixel franka keyboard keys leader
-    lerobot_robot live online phone recording robot ros run_script safety serving skeleton so101 takeover
+    async_agent bus cameras check_robot collect control data_view demo devices driver dynamixel franka keyboard keys
+    kinematics leader lerobot_robot live online phone recording robot ros run_script safety serving skeleton so101 takeover
     train_distributed train_kill ur wire_checker xarm
 """
 

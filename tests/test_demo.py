@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,9 @@ import vla_agents
 from vla_agents.demo import DemoConfig, demo
 from vla_agents.errors import ConfigError
 from vla_agents.eval.report import EvalReport
+from vla_agents.train.config import TrainConfig
+from vla_agents.train.run import train
+from vla_agents.train.trainer import TrainResult
 
 
 def test_a_short_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -43,6 +47,20 @@ def test_a_short_demo_leaves_everything_it_names(tmp_path: Path, capsys: pytest.
         demo(DemoConfig(out=tmp_path / "thesis"))
     with pytest.raises(ConfigError, match="at least 1"):
         demo(DemoConfig(out=out, episodes=0))
+
+
+def test_a_demo_interrupted_in_training_does_not_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(run: TrainConfig) -> TrainResult:
+        return replace(train(run, progress=False), interrupted=True)
+
+    monkeypatch.setattr("vla_agents.demo.train", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        demo(DemoConfig(out=tmp_path / "demo", demonstrations=4, steps=3, episodes=1))
+    assert (tmp_path / "demo" / "train" / "last").exists() and not (
+        tmp_path / "demo" / "figures.json"
+    ).exists()
 
 
 @pytest.mark.slow

@@ -126,19 +126,20 @@ def test_links_at_the_root_lead_into_the_package():
 def test_importing_the_package_is_quick_and_loads_nothing_heavy():
     code = """if True:
         import sys, time
-        start = time.process_time()
+        times = [time.process_time()]
+        import numpy
+        times.append(time.process_time())
         import vla_agents
-        print(time.process_time() - start)
+        times.append(time.process_time())
+        print((times[2] - times[1]) / (times[1] - times[0]))
         print([m for m in ("torch", "transformers", "mujoco", "scipy", "av") if m in sys.modules])
     """
-    best = float("inf")
-    for _ in range(5):  # processor time, and the best of several: other programs share the machine
-        seconds, heavy = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
+    ratios = []
+    for _ in range(5):
+        ratio, heavy = subprocess.check_output([sys.executable, "-c", code], text=True).splitlines()
         assert heavy == "[]"
-        best = min(best, float(seconds))
-        if best <= 0.3:
-            break
-    assert best <= 0.3
+        ratios.append(float(ratio))
+    assert min(ratios) <= 1.5  # of the time numpy takes; seen: 0.7
 
 
 def test_every_public_name_is_there():

@@ -67,12 +67,14 @@ def demonstrations(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "share"), [("qwen_oft", 0.7), ("qwen_gr00t", 0.9), ("qwen_pi", 0.9)])
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize(("kind", "share"), [("qwen_gr00t", 0.9), ("qwen_pi", 0.9)])
 def test_a_short_run_of_its_recipe_beats_the_mean_action(
     kind: str, share: float, demonstrations: Path, tmp_path: Path
 ) -> None:
     """On episodes held out, after a quarter of the recipe or less; success takes the whole of it. The flow policies'
-    actions are samples, whose errors are larger than a mean's. Qwen-FAST is not there so soon (docs/policies.md)."""
+    actions are samples, whose errors are larger than a mean's. Qwen-OFT's recipe is the demo (test_demo.py); Qwen-FAST is
+    not there so soon (docs/policies.md)."""
     recipe = load_config(TrainConfig, RECIPES / f"{kind}.yaml")
     config = replace(recipe, dataset=(str(demonstrations),), out=str(tmp_path), steps=200, tensorboard=False)
     train(config, progress=False)

@@ -94,7 +94,7 @@ def demo(config: DemoConfig) -> dict[str, Any]:
         lambda: _collect(config, out),
     )
     run = train_config(config, out, vlm)
-    stage("train", f"2  Training Qwen-OFT, {run.steps} steps", lambda: train(run))
+    stage("train", f"2  Training Qwen-OFT, {run.steps} steps", lambda: _train(run))
     policy = load_policy(out / "train", device="cpu")
     reports, clips = stage(
         "evaluate",
@@ -169,6 +169,11 @@ def _collect(config: DemoConfig, out: Path) -> None:
             durable=False,  # can be made again
         )
     )
+
+
+def _train(run: TrainConfig) -> None:
+    if train(run).interrupted:
+        raise KeyboardInterrupt
 
 
 def _evaluate(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from vla_agents.data.video.decode import SAME, single_thread
-from vla_agents.data.video.encode import CODECS, VideoSettings
+from vla_agents.data.video.encode import VideoSettings, open_stream
 from vla_agents.errors import DatasetError
 
 _LATE = 16  # packets after the last wanted one that are looked at, because they come out of order
@@ -68,12 +68,7 @@ def encode_frames(frames: Iterable[np.ndarray], settings: VideoSettings, target:
     count = packets = 0
     reformatter, single = VideoReformatter(), single_thread()
     with _Finished(target), av.open(str(target), "w", format="mp4") as container:
-        stream: Any = container.add_stream(
-            CODECS[settings.codec], rate=settings.fps, options=settings.options()
-        )
-        stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, settings.pix_fmt
-        stream.codec_context.thread_count = 1
-        stream.codec_context.time_base = Fraction(1, settings.fps)
+        stream = open_stream(container, settings)
         for image in frames:
             frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
             frame = reformatter.reformat(frame, format=settings.pix_fmt, **single)

@@ -12,6 +12,7 @@ import numpy as np
 
 from vla_agents.data.atomic import TempFile
 from vla_agents.data.video.decode import single_thread
+from vla_agents.data.video.scheduling import ordinary_scheduling
 from vla_agents.errors import ConfigError, UnknownNameError
 
 if TYPE_CHECKING:
@@ -103,6 +104,19 @@ class PacketLog(Protocol):
         """A compressed picture that is in the file now."""
 
 
+def open_stream(container: Any, settings: VideoSettings) -> Any:
+    """A video stream of a PyAV container, its encoder open."""
+    if settings.codec == "av1":
+        os.environ.setdefault("SVT_LOG", "1")  # errors only; by default it tells its life
+    stream = container.add_stream(CODECS[settings.codec], rate=settings.fps, options=settings.options())
+    stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, settings.pix_fmt
+    stream.codec_context.thread_count = 1
+    stream.codec_context.time_base = Fraction(1, settings.fps)
+    with ordinary_scheduling() if settings.codec == "av1" else contextlib.nullcontext():
+        container.start_encoding()  # opens the encoder, which would else open at the first picture
+    return stream
+
+
 class VideoEncoder:
     """Encodes pictures one by one into an mp4.
 
@@ -118,8 +132,6 @@ class VideoEncoder:
         import av
         from av.video.reformatter import VideoReformatter
 
-        if settings.codec == "av1":
-            os.environ.setdefault("SVT_LOG", "1")  # errors only; by default it tells its life
         self.frames = 0
         self._packets = 0
         self._settings, self._target, self._log = settings, target, log
@@ -129,15 +141,7 @@ class VideoEncoder:
         # A file gets each picture at once: what the muxer keeps back is lost when the process dies.
         options = {} if target is None else {"flush_packets": "1"}
         self._container = av.open(target or self._memory, "w", format="mp4", options=options)
-        stream: Any = self._container.add_stream(
-            CODECS[settings.codec], rate=settings.fps, options=settings.options()
-        )
-        stream.width, stream.height, stream.pix_fmt = settings.width, settings.height, settings.pix_fmt
-        stream.codec_context.thread_count = 1
-        stream.codec_context.time_base = Fraction(1, settings.fps)
-        self._stream = stream
-        if log is not None:
-            self._container.start_encoding()
+        self._stream = open_stream(self._container, settings)
 
     @property
     def extradata(self) -> bytes:
