@@ -20,6 +20,7 @@ from vla_agents.data import LeRobotReader, LeRobotWriter, open_dataset
 from vla_agents.data.lerobot import layout as lerobot
 from vla_agents.data.video.decode import decode
 from vla_agents.data.video.encode import VideoEncoder, VideoSettings
+from vla_agents.data.video.scheduling import ordinary_scheduling
 from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.errors import ConfigError, DatasetError, DatasetNotFoundError
 
@@ -179,6 +180,8 @@ def far_apart(codec: str, frames: list[np.ndarray], fps: int) -> bytes:
         name = {"h264": "libx264", "av1": "libsvtav1"}[codec]
         stream: Any = container.add_stream(name, rate=fps, options=options)
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
+        with ordinary_scheduling():
+            container.start_encoding()
         for image in frames:
             for packet in stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")):
                 container.mux(packet)
