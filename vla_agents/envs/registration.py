@@ -10,6 +10,7 @@ import gymnasium
 _IDS: dict[str, str] = {
     "vla_agents/Tabletop-v0": "vla_agents.envs.tabletop:TabletopEnv",
     "vla_agents/Libero-v0": "vla_agents.envs.libero:LiberoEnv",
+    "vla_agents/MetaWorld-v0": "vla_agents.envs.metaworld:MetaWorldEnv",
 }
 _REAL_TIME: dict[str, str] = {
     "vla_agents/Robot-v0": "vla_agents.robots.env:RobotEnv",

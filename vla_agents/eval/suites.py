@@ -101,6 +101,27 @@ def _tabletop(name: str, task: str, difficulty: str) -> Suite:
     )
 
 
+def _metaworld(name: str, tasks: int) -> Suite:
+    first = 1_000_000  # a multiple of 50 x tasks, beyond what anybody records
+    return Suite(
+        name=f"metaworld_{name}",
+        env="vla_agents/MetaWorld-v0",
+        env_args={"task": name},
+        tasks=tasks,
+        trials=50,
+        seed_of=lambda task, trial: first + 50 * task + trial,
+        extra="metaworld",
+        protocol={
+            "initial states": f"50 of each task, drawn by reset seeds from {first} on; recordings start at 0",
+            "step limit": "500 actions, ended by success",
+            "pictures": "corner2 at the nearer place of VLA work, upright",
+            "control": "4 values, steps of the hand and the gripper, 80 per second",
+            "success": "the benchmark's own predicate, at any step",
+        },
+        source="Meta-World 3.1.1, metaworld/evaluation.py (50 episodes a task, terminate_on_success)",
+    )
+
+
 for _name, _tasks, _limit in (
     ("libero_spatial", 10, 220),
     ("libero_object", 10, 280),
@@ -109,6 +130,8 @@ for _name, _tasks, _limit in (
     ("libero_90", 90, 400),
 ):
     SUITES.register(_name, _libero(_name, _tasks, _limit))
+for _name, _tasks in (("mt10", 10), ("mt50", 50)):
+    SUITES.register(f"metaworld_{_name}", _metaworld(_name, _tasks))
 for _level in ("easy", "medium", "hard"):
     SUITES.register(f"tabletop_{_level}", _tabletop(f"tabletop_{_level}", "all", _level))
 
