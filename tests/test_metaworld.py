@@ -89,7 +89,9 @@ def test_seeds_decide_task_and_layout_and_nothing_is_left_over(blind: Any) -> No
     assert not np.array_equal(goal, blind._full[-3:])
 
 
-@pytest.mark.parametrize("name", ["button-press-topdown", "door-open", "drawer-close", "reach", "window-open"])
+@pytest.mark.parametrize(
+    "name", ["button-press-topdown", "door-open", "drawer-close", "reach", "window-open"]
+)
 def test_the_packages_experts_solve_five_tasks(blind: Any, name: str) -> None:
     first = 50 * tasks.GROUPS["mt50"].index(name)
     ends = [len(expert_episode(blind, first + trial)) <= 500 and blind._success for trial in range(3)]
