@@ -163,7 +163,8 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._ready()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # its gains are too high, as it says at every step
-            action = ENV_POLICY_MAP[f"{self._task}-v3"]().get_action(self._full)
+            policy: Any = ENV_POLICY_MAP[f"{self._task}-v3"]
+            action = policy().get_action(self._full)
         return np.clip(action, -1.0, 1.0).astype(np.float32)
 
     # ---- parts --------------------------------------------------------------------------------------------
