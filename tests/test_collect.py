@@ -25,7 +25,7 @@ from rich.text import Text
 from vla_agents import progress
 from vla_agents.agent import ExpertAgent
 from vla_agents.collect import collect as collect_module
-from vla_agents.collect.collect import CollectConfig, collect
+from vla_agents.collect.collect import CollectConfig, CollectResult, collect
 from vla_agents.collect.recorder import Recorder
 from vla_agents.collect.space import expected_bytes, meter
 from vla_agents.config import load_config
@@ -43,6 +43,7 @@ from vla_agents.errors import (
     RecordingError,
     UnknownNameError,
 )
+from vla_agents.eval.report import EvalReport
 from vla_agents.rollout import rollout
 
 
@@ -203,8 +204,21 @@ def test_recorder_does_not_invent_a_judgement() -> None:
 
     writer = MemoryWriter(make_embodiment())
     env = Unjudged()
-    rollout(env, ExpertAgent(env), [1], [Recorder(writer)])
-    assert writer.saved[0][3] is None
+    recorder = Recorder(writer)
+    (result,) = rollout(env, ExpertAgent(env), [1], [recorder])
+    assert writer.saved[0][3] is None and not result.judged
+    assert (recorder.ended, recorder.judged, recorder.succeeded) == (1, 0, 0)
+    report = EvalReport((result,))
+    assert "1 of 1 episodes were judged by nobody" in report.summary()
+
+
+def test_the_share_of_successes_is_one_of_those_that_were_judged() -> None:
+    def outcome(ended: int, judged: int, succeeded: int) -> str:
+        return CollectResult(Path("d"), ended, ended, ended, judged, succeeded, 0, 0.0).outcome
+
+    assert outcome(4, 4, 2) == "success 50.0 %"
+    assert outcome(4, 2, 2) == "success 100.0 % of the 2 that were judged"
+    assert outcome(4, 0, 0) == "nobody judged success"
 
 
 @pytest.mark.parametrize("slots", [1, 3])

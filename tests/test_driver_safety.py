@@ -62,6 +62,9 @@ def simulated_arm() -> Iterator[Wire]:
 
 
 def _servo_arm(kind: str, device: Any) -> Iterator[Wire]:
+    device.has_watchdog = (
+        False  # a pause of this process is none in virtual time, and the filter could not know of it
+    )
     device.faults.lose = device.faults.corrupt = 0.005
     for servo in device.servos.values():
         servo.speed *= 50  # virtual time passes faster than the emulator's
@@ -207,7 +210,7 @@ class Virtual(Robot):
         self._robot, self._clock = robot, clock
         self.limits, self.embodiment = robot.limits, robot.embodiment
         self.checker = checker_for(robot.limits, 1 / HZ)
-        self.on_the_way = self.lost = 0
+        self.on_the_way = 0
         self.failed, self._rng = False, np.random.default_rng(0)
         self.connect, self.stop, self.close = robot.connect, robot.stop, robot.close
 
@@ -274,7 +277,7 @@ def _tick(loop: ControlLoop, seen: Virtual, arrived: Callable[[], list[np.ndarra
     loop.tick()
     if clearing and not loop._clear and not loop.stopped:  # a stop that came meanwhile cancels the clearing
         seen.checker.cleared(clock.now)
-    until = time.monotonic() + 5.0
+    until = time.monotonic() + 60.0
     while seen.on_the_way and time.monotonic() < until:
         for command in arrived():
             seen.checker.sent(loop.now.time, command)
@@ -282,8 +285,7 @@ def _tick(loop: ControlLoop, seen: Virtual, arrived: Callable[[], list[np.ndarra
     if seen.failed:
         seen.failed = False
         seen.checker.doubted(loop.now.time)
-    seen.lost += seen.on_the_way  # a motor whose own watchdog has stopped it refuses goals
-    seen.on_the_way = 0
+    assert seen.on_the_way == 0, "what was sent without an error did not arrive: the judge does not know all"
     assert not seen.checker.unsafe, seen.checker.unsafe[0]
 
 
@@ -300,7 +302,7 @@ def test_nothing_unsafe_arrives_at_the_device(name):
     pytest.importorskip(NEEDS.get(name, "numpy"))
     with WIRES[name]() as (robot, arrived):
         seen = torment(robot, arrived, 200, seed=0)
-        assert seen.checker.commands > 100 and seen.lost < 20
+        assert seen.checker.commands > 100
 
 
 @pytest.mark.long

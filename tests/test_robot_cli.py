@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from emulators.arms import RANGES, SO101Emulator, dynamixel_arm
 from emulators.feetech import FeetechEmulator, signed, sts3215
+from emulators.new_arm import NewArm
 
 from vla_agents import robot_cli
 from vla_agents.cli import main
@@ -193,6 +194,20 @@ def test_setup_gives_each_motor_its_id_and_speed(monkeypatch, capsys):
         device.servos = {1: sts3215(1), 2: sts3215(2)}
         assert main(["robot", "setup", "so101", "--port", device.path]) == 1
         assert "connect one motor alone" in capsys.readouterr().err
+
+
+def test_a_new_arm_needs_nothing_but_enter(monkeypatch, capsys):
+    """The commands of docs/robots.md, with the emulated hands that one can try them with (`python -m emulators --new`)."""
+    with NewArm(sweep_s=0.5) as device:
+        enter_does(monkeypatch)
+        assert main(["robot", "setup", "so101", "--port", device.path]) == 0
+        assert sorted(device.servos) == [1, 2, 3, 4, 5, 6]
+        enter_does(monkeypatch, lambda: None, lambda: None, lambda: time.sleep(1.0))
+        assert main(["robot", "calibrate", "so101", "--port", device.path, "--name", "new"]) == 0
+        assert main(["robot", "check", "so101", "--port", device.path, "--name", "new", "--seconds", "0.2",
+                     "--robot-args", "timeout_s=0.05", "control_hz=4"]) == 0  # fmt: skip
+        said = capsys.readouterr().out
+        assert "Now chain the motors" in said and str(calibration_path("new")) in said and "well" in said
 
 
 # ---- find and check ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 import warnings
+from dataclasses import replace
 
 import gymnasium
 import numpy as np
@@ -101,6 +102,27 @@ def test_reset_drives_home_and_step_moves(env):
     assert info["interventions"] == {} and info["safety_state"] == "running" and not info["limited"]
     assert set(info["capture_times"]) == {"state", "front"}
     assert 0 <= time.monotonic() - env.capture_time < 1
+
+
+class Rounding(RecordingRobot):
+    """Its device knows steps of 0.0015 only, as a servo does."""
+
+    def command(self, target):
+        super().command(target)
+        return np.round(target / 0.0015) * 0.0015
+
+
+def test_between_episodes_nobody_is_silent():
+    """Driven home, or its episode over, the arm holds; no watchdog waits for actions, and none is counted."""
+    axes = [replace(axis, resolution=0.0015) for axis in planar_limits().axes]
+    env = RobotEnv(Rounding(planar_limits(axes=axes), hz=50, period=0.02), max_steps=1)
+    env.reset()
+    time.sleep(2 * env.robot.limits.watchdog)
+    *_, truncated, _ = env.step(HOME + np.float32([0.3, 0, 0, 0]))
+    time.sleep(2 * env.robot.limits.watchdog)
+    counts = env._loop.now.counts
+    env.close()
+    assert truncated and counts["watchdog"] == 0
 
 
 def test_what_was_sent_is_told_where_limits_changed_it(env):
@@ -307,6 +329,13 @@ def test_interventions_are_logged_not_poured(env, caplog):
             env.step(HOME + np.float32([0.5 if step % 2 else -0.5, 0, 0, 0]))
     lines = [r.message for r in caplog.records if "velocity" in r.message]
     assert 1 <= len(lines) <= 2
+
+
+def test_that_the_way_home_keeps_to_the_limits_is_no_warning(env, caplog):
+    env.robot.position = env.robot.limits.home + np.array([0.4, -0.3, 0.05, -0.4])
+    with caplog.at_level(logging.WARNING, "vla_agents.robots.loop"):
+        env.reset()
+    assert env._loop.now.counts["acceleration"] and not any("acceler" in r.message for r in caplog.records)
 
 
 # ---- with everything else ---------------------------------------------------------------------------------

@@ -62,7 +62,7 @@ class ProgressBar(Listener):
         )
         self._task = self._progress.add_task(title, total=total, completed=done, rate="", success="", note="")
         self._before, self._count, self._note = done, count, note
-        self._ended = self._succeeded = self._steps = 0
+        self._ended = self._judged = self._succeeded = self._steps = 0
         self._shown = time.monotonic()
         self._shown_steps, self._speed = 0, ""
         self._visible = visible
@@ -80,6 +80,7 @@ class ProgressBar(Listener):
     def on_end(self, slot: int, result: EpisodeResult) -> None:
         """Move on."""
         self._ended += 1
+        self._judged += result.judged
         self._succeeded += result.success
         self._show()
 
@@ -93,7 +94,7 @@ class ProgressBar(Listener):
         if self._speed and (self._wide or often < 0.5):  # a narrow terminal has room for one
             rates = [*rates, self._speed] if self._wide else [self._speed]
         rate = ", ".join(rates)
-        success = f"success {100 * self._succeeded / self._ended:.1f} %" if self._ended else ""
+        success = f"success {100 * self._succeeded / self._judged:.1f} %" if self._judged else ""
         note = "" if self._note is None else self._note()
         self._progress.update(self._task, completed=completed, rate=rate, success=success, note=note)
 

@@ -38,7 +38,7 @@ class EpisodeResult:
         terminated: The env ended it.
         truncated: It was cut off (step limit).
         seconds: Wall time from reset to end (shared with the other slots of a vector env).
-        info: The other plain values of the last `info`.
+        info: The other plain values of the last `info`; `judged: False` where it had no `"success"`.
         error: Why the episode was given up, where the agent could not act (see `rollout`); "" else.
     """
 
@@ -53,6 +53,11 @@ class EpisodeResult:
     seconds: float
     info: dict[str, Any] = field(default_factory=dict)
     error: str = ""
+
+    @property
+    def judged(self) -> bool:
+        """Whether the env or a person said if it was a success."""
+        return bool(self.info.get("judged", True))
 
 
 class Listener:
@@ -152,6 +157,8 @@ class _Open:
             for k, v in info.items()
             if isinstance(v, str | bool | int | float) and k not in ("success", "task")
         }
+        if "success" not in info:
+            plain["judged"] = False
         return EpisodeResult(
             seed=self.seed,
             task=str(info.get("task", "")),

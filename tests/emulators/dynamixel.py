@@ -32,7 +32,11 @@ def crc(data: bytes) -> int:
 
 
 class DynamixelEmulator(ServoBusEmulator):
-    """A bus of XL330 or others of the X series."""
+    """A bus of XL330 or others of the X series.
+
+    Attributes:
+        has_watchdog: False: the motors' own watchdog never strikes, for tests whose time is not that of the clock.
+    """
 
     goal, position, torque = (116, 4), (132, 4), 64
     homing_sign = 1
@@ -43,13 +47,14 @@ class DynamixelEmulator(ServoBusEmulator):
     def __init__(self, ids: Iterable[int] = range(1, 7), **options) -> None:
         servos = [motor if isinstance(motor, Servo) else xl330(motor) for motor in ids]
         self.heard: dict[int, float] = {}
+        self.has_watchdog = True
         super().__init__(servos, **options)
 
     def on_torque(self, servo: Servo) -> None:
         servo.table[116:120] = round(servo.position).to_bytes(4, "little", signed=True)
 
     def target(self, servo: Servo) -> float:
-        watchdog = servo.table[98]
+        watchdog = servo.table[98] if self.has_watchdog else 0
         if watchdog == 0xFF or (
             watchdog and time.monotonic() - self.heard.get(servo.id, 0.0) > watchdog * 0.02
         ):

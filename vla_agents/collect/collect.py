@@ -61,14 +61,14 @@ def collect(config: CollectConfig, *, console: Console | None = None, progress: 
     console = console or rich.get_console()
     before, first = _resume_point(config)
     if before >= config.episodes:
-        return _told(CollectResult(config.out, before, 0, 0, 0, 0, 0.0), console)
+        return _told(CollectResult(config.out, before, 0, 0, 0, 0, 0, 0.0), console)
     try:
         with contextlib.ExitStack() as stack:
             recorder = _record(config, before, first, stack, console, progress)
     except KeyboardInterrupt:
         _say(console, _how_to_go_on(config))
         raise
-    counts = recorder.saved, recorder.ended, recorder.succeeded, recorder.steps
+    counts = recorder.saved, recorder.ended, recorder.judged, recorder.succeeded, recorder.steps
     seconds = time.monotonic() - started
     return _told(CollectResult(config.out, before + recorder.saved, *counts, seconds), console)
 
@@ -267,7 +267,7 @@ def _told(result: CollectResult, console: Console) -> CollectResult:
     """Say what the dataset holds now."""
     line = f"{result.path} has {result.episodes} episodes: {result.recorded} recorded now"
     if result.ended:
-        line += f", {result.steps:,} steps, success {100 * result.success:.1f} %"
+        line += f", {result.steps:,} steps, {result.outcome}"
     _say(console, line)
     return result
 

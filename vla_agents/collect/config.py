@@ -92,6 +92,7 @@ class CollectResult:
         episodes: Episodes in it now.
         recorded: Episodes this call added.
         ended: Episodes this call played, the dropped ones included.
+        judged: How many of those somebody judged, the env or a person.
         succeeded: How many of those succeeded.
         steps: Steps this call added.
         seconds: Wall time.
@@ -101,11 +102,20 @@ class CollectResult:
     episodes: int
     recorded: int
     ended: int
+    judged: int
     succeeded: int
     steps: int
     seconds: float
 
     @property
     def success(self) -> float:
-        """Share of the played episodes that succeeded (1.0 where none was played)."""
-        return self.succeeded / self.ended if self.ended else 1.0
+        """Share of the judged episodes that succeeded (1.0 where none was judged)."""
+        return self.succeeded / self.judged if self.judged else 1.0
+
+    @property
+    def outcome(self) -> str:
+        """In words."""
+        if not self.judged:
+            return "nobody judged success"
+        line = f"success {100 * self.success:.1f} %"
+        return line if self.judged == self.ended else f"{line} of the {self.judged} that were judged"

@@ -70,6 +70,7 @@ class Recorder(Listener):
         self.saved = 0
         self.ended = 0
         self.succeeded = 0
+        self.judged = 0
         self.steps = 0  # of the saved episodes
         self.failed_in_a_row = 0
         self.failed = 0  # episodes the disk refused
@@ -149,6 +150,7 @@ class Recorder(Listener):
             return
         self.ended += 1
         self.succeeded += result.success
+        self.judged += result.judged
         self.failed_in_a_row = 0 if result.success else self.failed_in_a_row + 1
         if self._only_success and not result.success:
             if self._streaming:

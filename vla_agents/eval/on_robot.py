@@ -91,7 +91,8 @@ class _Count(Listener):
         """One more, unless it does not count."""
         dropped = result.info.get("discarded", False)
         self.ended += not dropped
-        self._desk.say("discarded" if dropped else "success" if result.success else "failure")
+        outcome = "success" if result.success else "failure" if result.judged else "nobody judged it (y, n)"
+        self._desk.say("discarded" if dropped else outcome)
 
 
 def run_on_robot(config: RunConfig, *, console: Console | None = None) -> EvalReport:

@@ -176,6 +176,11 @@ class EvalReport:
         line = f"{self.timing.seconds:.1f} s, {wall:.1f} ms per action, of that {infer:.1f} ms agent"
         if self.renderer:
             line += f", renderer {self.renderer}"
+        unjudged = sum(not result.judged and not result.error for result in self.episodes)
+        if unjudged:
+            line += (
+                f"\n{unjudged} of {len(self.episodes)} episodes were judged by nobody: they count as failures"
+            )
         errors = [result for result in self.episodes if result.error]
         if errors:
             line += f"\n{len(errors)} episodes are errors, not counted as failures; the first (seed {errors[0].seed}): "

@@ -165,6 +165,8 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         success = bool(judged.get("success", False))
         truncated = self._max_steps is not None and self._steps >= self._max_steps
         terminated = success or bool(judged.get("wrong", False))
+        if terminated or truncated:
+            loop.aim(None)  # the episode is over: hold, and expect no more actions
         return self._observe(now), float(success), terminated, truncated, judged | info
 
     def close(self) -> None:
@@ -255,7 +257,7 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         near = limits.resolution + 1e-6 * (limits.high - limits.low)
         there = False
         while True:
-            loop.aim(target)
+            loop.aim(target, drive=True)
             now = loop.wait(loop.now.number + 1)
             arrived, there = (
                 there,
@@ -265,6 +267,7 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
                 np.full(len(limits), np.inf) if now.reading is None else np.abs(now.reading.position - target)
             )
             if arrived and there and (away <= room).all():
+                loop.aim(None)
                 return
             if time.monotonic() > until:
                 worst = limits.names[int(np.argmax(away / (limits.high - limits.low)))]

@@ -78,7 +78,7 @@ def _drive(
     near = CLOSE * float(limits.high[index] - limits.low[index])
     late: float | None = None
     while True:
-        loop.aim(target)
+        loop.aim(target, drive=True)
         now = loop.wait(loop.now.number + 1)
         assert now.command is not None and now.reading is not None
         told, seen = float(now.command[index]), float(now.reading.position[index])

@@ -123,10 +123,16 @@ class ControlLoop:
                 f"the arm claims to be where it cannot be: {listing}", "calibrate this arm anew"
             )
 
-    def aim(self, target: np.ndarray | None, ticks: int = 0) -> None:
+    def aim(self, target: np.ndarray | None, ticks: int = 0, *, drive: bool = False) -> None:
         """Where the arm shall be: at once, or in a straight line within so many ticks. None: hold.
 
         Counts as a sign of life of the agent. Not checked here: everything passes the safety filter.
+
+        Args:
+            target: (J,)
+            ticks: See above.
+            drive: It is a place to drive to as fast as may be; that velocity and acceleration are limited is meant so, and
+                not logged (it is counted).
 
         Raises:
             RobotError: The loop has ended, the stop is latched, or the robot has failed.
@@ -144,7 +150,7 @@ class ControlLoop:
             ideal = last.at(now.number)
             near = np.abs(ideal - start) <= 2 * self.limits.velocity * self.period
             start = np.where(near, ideal, start)
-        self._aim = Aim(start, goal, now.number, ticks, self._clock())
+        self._aim = Aim(start, goal, now.number, ticks, self._clock(), drive)
 
     def wait(self, number: int, timeout: float = 1.0) -> Now:
         """Wait until tick `number` is over.
@@ -284,7 +290,8 @@ class ControlLoop:
         if decision.command is not None:
             command = self._command(decision.command, now)
         if not self._ended.is_set():
-            for line in self._log.lines(decision.interventions, now):
+            meant = ("velocity", "acceleration") if aim is not None and aim.drive else ()
+            for line in self._log.lines(tuple(n for n in decision.interventions if n not in meant), now):
                 logger.warning("safety: %s", line)
         with self._ticked:
             self.now = Now(number, now, self._reading, command, decision.state, Counter(self._filter.counts))

@@ -42,13 +42,14 @@ class Now:
 
 @dataclass(frozen=True)
 class Aim:
-    """On the way from `start` to `goal`, both (J,), from tick `first` on, in `ticks` steps."""
+    """On the way from `start` to `goal`, both (J,), from tick `first` on, in `ticks` steps. `drive`: see `aim`."""
 
     start: np.ndarray
     goal: np.ndarray
     first: int
     ticks: int
     time: float  # of the agent's action
+    drive: bool = False
 
     def at(self, number: int) -> np.ndarray:
         """Where the arm shall be at tick `number`, (J,)."""

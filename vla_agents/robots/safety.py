@@ -233,7 +233,7 @@ class SafetyFilter:
             self._bounded(motion, wish, dt, fresh, found), motion.velocity - gain, motion.velocity + gain
         )
         if not motion.advance(wish, dt) and following:
-            found.append("workspace")
+            found.append("position" if self.limits.workspace is None else "workspace")
         return Decision(motion.position.copy(), self._state(following), tuple(found))
 
     def _why_hold(self, fresh: Reading | None, target: Target | None) -> list[str]:
