@@ -24,6 +24,7 @@ from test_data_lerobot import code, decode_code
 from test_data_lerobot import foreign as foreign_lerobot
 
 from vla_agents.data import Episode, EpisodeReader, create_dataset, open_dataset
+from vla_agents.data.check import check_dataset
 from vla_agents.data.convert.convert import by_task, convert, fractions, losses, merge, split
 from vla_agents.data.convert.targets import TARGETS, TargetOptions, format_of
 from vla_agents.data.subset import SubsetReader
@@ -304,7 +305,38 @@ def test_rates_that_lerobot_cannot_hold(tmp_path: Path) -> None:
     options = TargetOptions(fps=12)
     assert any("12.5 Hz is called 12" in line for line in losses(source, "lerobot", options))
     convert(source, tmp_path / "out", "lerobot", options)
-    assert np.array_equal(open_dataset(tmp_path / "out").read(0).time, source.read(0).time)
+    there = open_dataset(tmp_path / "out")
+    assert np.array_equal(there.read(0).time, source.read(0).time)
+    assert there.fps == 12 and there.embodiment.control_hz == 12.5  # 12 is only LeRobot's word for it
+
+
+RATES = [("lerobot", "lerobot"), ("hdf5", "lerobot-v2.1"), ("lerobot", "aloha")]
+RATES += [("lerobot-images", kind) for kind in ("lerobot-v2.1", "hdf5", "robomimic")]
+
+
+@pytest.mark.parametrize(("source", "kind"), RATES)
+def test_another_nominal_rate(tmp_path: Path, source: str, kind: str) -> None:
+    old = open_dataset(SOURCES[source](tmp_path))
+    fps = 7 if old.fps != 7 else 8  # no multiple
+    assert f"rate: {old.fps:g} Hz is called {fps}" in "".join(losses(old, kind, TargetOptions(fps=fps)))
+    out = tmp_path / "out.file"  # a file is known by its content, not by its suffix
+    convert(old, out, kind, TargetOptions(fps=fps))
+    new = open_dataset(out)
+    assert new.fps == new.embodiment.control_hz == fps
+    for k in range(len(old)):
+        ours, theirs = new.read(k), old.read(k)
+        stored = source != "lerobot-images"  # else there are no times but the nominal ones
+        assert np.allclose(ours.time, theirs.time if stored else theirs.time * old.fps / fps, atol=1e-6)
+        assert np.array_equal(ours.action, theirs.action)
+        for camera in theirs.images if "lerobot" in source or "lerobot" not in kind else ():
+            assert np.array_equal(ours.images[camera], theirs.images[camera])
+    if "lerobot" in kind:
+        stamps = new.columns(["timestamp", "frame_index"])
+        assert np.allclose(stamps["timestamp"], stamps["frame_index"] / fps, atol=1e-6)
+        found = check_dataset(new, images="all").findings
+        assert not [f for f in found if f.severity == "error"], found
+        text = (out / "meta/info.json").read_text()
+        assert f'"video.fps": {old.fps:g}' not in text
 
 
 # ---- what other programs see -------------------------------------------------------------------------------

@@ -69,7 +69,8 @@ class Writing:
     compression: str | None = None
     """HDF5: gzip or none, for the pictures."""
     fps: float | None = None
-    """The nominal rate to write, where the target cannot hold the real one."""
+    """The nominal rate to write, where the target cannot hold the real one, or the source says a wrong one. Steps stay
+    the ones they are."""
     robot_type: str | None = None
     """LeRobot's field of that name."""
 

@@ -137,7 +137,7 @@ def _reader_of(path: Path, skip_bad: bool) -> str:
         return "hdf5.reader:Hdf5Reader"
     from vla_agents.data.hdf5.demos import SUFFIXES, hdf5_files
 
-    if path.is_file() and path.suffix not in SUFFIXES:
+    if path.is_file() and path.suffix not in SUFFIXES and not _is_hdf5(path):
         raise DatasetError(
             path, "is a file, not a dataset's folder", f"give the folder that holds {_LOOKED_FOR}"
         )
@@ -150,6 +150,13 @@ def _reader_of(path: Path, skip_bad: bool) -> str:
             f"the folder holds {', '.join(found) or 'nothing'}",
         )
     return _layout_of(files, skip_bad)
+
+
+def _is_hdf5(path: Path) -> bool:
+    """Whether a file is HDF5 by its content, whatever its name."""
+    import h5py
+
+    return bool(h5py.is_hdf5(path))
 
 
 def _layout_of(files: list[Path], skip_bad: bool) -> str:

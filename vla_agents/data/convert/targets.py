@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+import numpy as np
 
 from vla_agents.data.episode import Episode, EpisodeReader
 from vla_agents.data.subset import SubsetReader
@@ -34,7 +37,8 @@ class TargetOptions:
     """How the target is written, where its format leaves a choice.
 
     Args:
-        fps: Nominal rate; None takes the source's.
+        fps: Nominal rate; None takes the source's. Steps stay the ones they are, none is left out or made up. The
+            embodiment gets it as its `control_hz`, unless it only rounds one that the format cannot hold.
         video_quality: LeRobot: constant rate factor of the video (lower is better), or `"lossless"` for PNG pictures in
             place of video. None copies the source's video or pictures as they are, where it has some, and encodes others
             as a recording does (18 for small pictures, 20 for larger ones).
@@ -68,13 +72,22 @@ class Target(ABC):
         options: How to write.
     """
 
+    whole_rates = False  # whether the format holds whole numbers of steps per second only
+
     def __init__(self, path: Path, sources: Sequence[EpisodeReader], options: TargetOptions) -> None:
         self.path, self.sources, self.options = path, list(sources), options
-        self.embodiment: Embodiment = sources[0].embodiment
         self.fps = options.fps or rate_of(sources[0])
+        self.embodiment: Embodiment = self._at_rate(sources[0].embodiment)
         self.episodes = self.frames = 0
         self.notes: dict[str, int] = {}  # what was done -> how often, for the report
         self._lock = threading.Lock()
+
+    def _at_rate(self, body: Embodiment) -> Embodiment:
+        """The embodiment at the rate that was asked for."""
+        rounded = self.whole_rates and body.control_hz % 1 and abs(body.control_hz - self.fps) < 1
+        if self.options.fps is None or rounded:
+            return body
+        return dataclasses.replace(body, control_hz=float(self.fps))
 
     @classmethod
     @abstractmethod
@@ -111,12 +124,20 @@ def origin(source: EpisodeReader, index: int) -> tuple[EpisodeReader, int]:
     return source, index
 
 
-def whole_numbers(reader: EpisodeReader, index: int) -> Episode:
-    """An episode without pictures, but with all its extras."""
+def whole_numbers(reader: EpisodeReader, index: int, fps: float | None = None) -> Episode:
+    """An episode without pictures, but with all its extras, and with times as of `times_at`."""
     episode = reader.read(index, images=False)
+    episode.time = times_at(episode.time, rate_of(reader), fps)
     wide = getattr(reader, "wide", None)
     episode.extras |= {} if wide is None else wide(index)
     return episode
+
+
+def times_at(times: np.ndarray, old: float, new: float | None) -> np.ndarray:
+    """Times (T,) that only count steps at the old nominal rate count them at the new one; measured ones stay."""
+    steps = np.arange(len(times))
+    counted = new is not None and new != old and np.allclose(times, steps / old, rtol=0, atol=1e-4)
+    return steps / new if counted and new else times
 
 
 def rate_of(source: EpisodeReader) -> float:

@@ -85,7 +85,7 @@ class DemoTarget(Hdf5Target):
 
     def _write(self, reader: EpisodeReader, at: int, demo: h5py.Group) -> int:
         """An episode of any format."""
-        episode = whole_numbers(reader, at)
+        episode = whole_numbers(reader, at, self.fps)
         demo["actions"], demo["rewards"] = episode.action, episode.reward
         demo["dones"] = (episode.terminated | episode.truncated).astype(self.done_type)
         obs = demo.create_group("obs")

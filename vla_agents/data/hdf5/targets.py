@@ -71,7 +71,7 @@ class OurHdf5Target(Hdf5Target):
         import h5py
 
         reader, at = origin(source, index)
-        episode = whole_numbers(reader, at)
+        episode = whole_numbers(reader, at, self.fps)
         path = episode_file(self.path, self.episodes)
         try:
             with h5py.File(path, "w") as file:
@@ -130,7 +130,7 @@ class AlohaTarget(Hdf5Target):
         import h5py
 
         reader, at = origin(source, index)
-        episode = whole_numbers(reader, at)
+        episode = whole_numbers(reader, at, self.fps)
         path = self.path / f"episode_{self.episodes}.hdf5"
         try:
             with h5py.File(path, "w") as file:
@@ -168,7 +168,7 @@ class GroupsTarget(Hdf5Target):
         import h5py
 
         reader, at = origin(source, index)
-        episode = whole_numbers(reader, at)
+        episode = whole_numbers(reader, at, self.fps)
         with h5py.File(self.path, "a") as file:
             name = f"episode_{self.episodes}"
             try:

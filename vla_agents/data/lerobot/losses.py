@@ -20,13 +20,11 @@ def losses_of(source: EpisodeReader, options: TargetOptions, version: str) -> li
             lines.append(_video(source, options))
         if version != reader.info.version and version != "v3.0":
             lines.append(f"statistics: quantiles of each episode ({version} has none)")
-        return lines
+        return [*lines, *_rate(source, options)]
     copied = isinstance(reader, LeRobotReader) and options.video_quality is None
     if source.embodiment.cameras and options.video_quality != LOSSLESS and not copied:
         lines.append(_video(source, options))
-    rate = rate_of(source)
-    if options.fps is not None and options.fps != rate:
-        lines.append(f"rate: {rate:g} Hz is called {options.fps:g}; the real times are kept in capture_time")
+    lines += _rate(source, options)
     for k in range(len(source)):
         try:
             episode = source.read(k, images=False)
@@ -47,6 +45,15 @@ def losses_of(source: EpisodeReader, options: TargetOptions, version: str) -> li
         break
     lines += getattr(reader, "reduced", [])
     return lines
+
+
+def _rate(source: EpisodeReader, options: TargetOptions) -> list[str]:
+    rate, reader = rate_of(source), root_of(source)
+    if options.fps is None or options.fps == rate:
+        return []
+    timed = not isinstance(reader, LeRobotReader) or "capture_time" in reader.info.features
+    kept = "; the real times are kept in capture_time" if timed else ""
+    return [f"rate: {rate:g} Hz is called {options.fps:g}{kept}"]
 
 
 def _video(source: EpisodeReader, options: TargetOptions) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from vla_agents.data.base import require_finite
-from vla_agents.data.convert.targets import LOSSLESS, TargetOptions, origin, root_of, whole_numbers
+from vla_agents.data.convert.targets import LOSSLESS, TargetOptions, origin, root_of, times_at, whole_numbers
 from vla_agents.data.episode import Episode, EpisodeReader
 from vla_agents.data.guards import require_inside
 from vla_agents.data.lerobot import layout as lerobot
@@ -154,6 +154,8 @@ def _passing_schema(source: LeRobotReader, options: TargetOptions, fps: int) -> 
             features[key] = _as_image(features[key])
         elif options.video_quality is not None:
             features[key] = features[key] | {"dtype": "video", "info": settings[key].info()}
+        elif isinstance(features[key].get("info"), dict) and "video.fps" in features[key]["info"]:
+            features[key]["info"] = features[key]["info"] | {"video.fps": fps}
     beside = [info.path / name for name in (MODALITY,) if (info.path / name).exists()]
     stored = (info.path / lerobot.EMBODIMENT).exists() or source.overridden
     return Schema(
@@ -196,7 +198,14 @@ def passing_columns(reader: LeRobotReader, index: int, schema: Schema) -> Rows:
     kept = [key for key in schema.features if key not in schema.cameras and key not in _COUNTED]
     table = episode_table(reader.index, index, kept)
     columns = {key: _stored(reader, key, table) for key in kept}
-    rows = reader.rows(index)  # checks types and sizes
+    rows = dict(reader.rows(index))  # checks types and sizes
+    if reader.fps != schema.fps:
+        rows["timestamp"] = _timestamps(table.num_rows, schema.fps)
+        if "capture_time" in rows:
+            rows["capture_time"] = times_at(rows["capture_time"], reader.fps, schema.fps)
+        for key in {"timestamp", "capture_time"} & set(rows):
+            dtype = reader.info.numeric_dtype(key)
+            columns[key] = to_arrow(rows[key].astype(dtype, copy=False).reshape(-1, 1))
     for key in (*reader.info.state_keys, *reader.info.action_keys):
         require_finite(reader.path, rows[key], key, index)
     numbers = {key: values for key, values in rows.items() if key not in _COUNTED}
@@ -222,7 +231,7 @@ def _ours(reader: LeRobotReader) -> list[str]:
 
 def episode_columns(source: EpisodeReader, index: int, schema: Schema) -> Rows:
     """An episode of any format."""
-    episode = whole_numbers(source, index)
+    episode = whole_numbers(source, index, schema.fps)
     numbers = _numbers(episode, schema.fps)
     if not episode.embodiment.state:
         numbers.pop(lerobot.STATE, None)
@@ -277,5 +286,9 @@ def _numbers(episode: Episode, fps: int) -> dict[str, np.ndarray]:
         "intervention": episode.intervened,
         lerobot.REPEATED: episode.repeated,
         "capture_time": episode.time,
-        "timestamp": (np.arange(length) / fps).astype(np.float32),
+        "timestamp": _timestamps(length, fps),
     }
+
+
+def _timestamps(length: int, fps: int) -> np.ndarray:
+    return (np.arange(length) / fps).astype(np.float32)

@@ -44,6 +44,7 @@ class _LeRobotTarget(Target):
     """Common to all versions."""
 
     version: str
+    whole_rates = True
 
     def __init__(self, path: Path, sources: Sequence[EpisodeReader], options: TargetOptions) -> None:
         super().__init__(path, sources, options)
@@ -121,7 +122,8 @@ class _LeRobotTarget(Target):
         if theirs and video is not None and theirs.info.is_video(old) and not self.schema.encodes:
             stamps = theirs.rows(at)["timestamp"].astype(np.float64)
             source = theirs.index.video_file(at, old)
-            if copy_frames(source, theirs.index.video_start(at, old) + stamps, theirs.fps, video):
+            times = theirs.index.video_start(at, old) + stamps
+            if copy_frames(source, times, theirs.fps, video, self.schema.fps):
                 self.note("videos copied without a loss")
                 return None, self._summary(reader, at, key, old, None)
             if not camera:

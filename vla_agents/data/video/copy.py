@@ -18,7 +18,9 @@ from vla_agents.errors import DatasetError
 _LATE = 16  # packets after the last wanted one that are looked at, because they come out of order
 
 
-def copy_frames(source: Path, times: np.ndarray, fps: float, target: Path) -> bool:
+def copy_frames(
+    source: Path, times: np.ndarray, fps: float, target: Path, target_fps: float | None = None
+) -> bool:
     """Write the frames at these times to `target` without decoding them, the first at time 0.
 
     That is possible where the frames are a stretch of their own: it begins with a key frame, and none of its frames
@@ -29,6 +31,7 @@ def copy_frames(source: Path, times: np.ndarray, fps: float, target: Path) -> bo
         times: float64 (T,), seconds, rising, a frame each.
         fps: Nominal rate.
         target: The mp4 to write.
+        target_fps: Nominal rate of the new one: each frame is shown that much longer or shorter; None keeps it.
 
     Returns:
         Whether it could be done; if not, there is no `target`.
@@ -44,10 +47,11 @@ def copy_frames(source: Path, times: np.ndarray, fps: float, target: Path) -> bo
             packets = _stretch(container, stream, times, fps)
             if packets is None:
                 return False
-            if _is_all(stream, packets) and abs(times[0]) < SAME:
+            pace = Fraction(1) if target_fps is None else Fraction(fps) / Fraction(target_fps)
+            if pace == 1 and _is_all(stream, packets) and abs(times[0]) < SAME:
                 shutil.copyfile(source, target)
                 return True
-            _mux(stream, packets, target)
+            _mux(stream, packets, target, pace)
             return True
     except FileNotFoundError:
         raise DatasetError(
@@ -130,14 +134,16 @@ def _is_all(stream: Any, packets: list[Any]) -> bool:
     return stream.frames == len(packets) and len(stream.container.streams) == 1
 
 
-def _mux(stream: Any, packets: list[Any], target: Path) -> None:
-    """Write packets to an mp4, shifted so that the first frame is shown at 0."""
+def _mux(stream: Any, packets: list[Any], target: Path, pace: Fraction) -> None:
+    """Write packets to an mp4, shifted so that the first frame is shown at 0, each for `pace` times as long."""
     import av
 
     shift = min(packet.pts for packet in packets)
     with _Finished(target), av.open(str(target), "w", format="mp4") as out:
         copy = out.add_stream_from_template(stream, opaque=True)  # there need be no encoder
+        base = stream.time_base * pace  # another unit, the same numbers: nothing is rounded
+        copy.time_base = base
         for packet in packets:
             packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
-            packet.stream = copy
+            packet.stream, packet.time_base = copy, base
             out.mux(packet)
