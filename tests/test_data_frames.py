@@ -12,9 +12,10 @@ import pytest
 from data_examples import ARM, SHARED, length_of, record
 
 from vla_agents.data import EpisodeReader, create_dataset, open_dataset
+from vla_agents.data.video import single
 from vla_agents.data.video.decode import decode
-from vla_agents.data.video.decoders import DecoderPool
 from vla_agents.data.video.frames import Frames, ReaderFrames, VideoFrames, frames_of
+from vla_agents.data.video.single import DecoderPool
 from vla_agents.errors import DatasetError
 
 FIXTURES = ("v30_main_h264", "v30_main_av1", "v30_main_image", "v21_033_image", "v20_from_v21")
@@ -102,8 +103,17 @@ def make_video(path: Path, count: int, fps: int, options: dict[str, str]) -> Non
         {"b-pyramid": "normal", "g": "30"},
     ],
 )
-def test_reordered_frames_and_rare_key_frames(tmp_path: Path, options: dict[str, str]) -> None:
+@pytest.mark.parametrize("plain", [True, False])
+def test_reordered_frames_and_rare_key_frames(
+    tmp_path: Path, options: dict[str, str], plain: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     make_video(tmp_path / "a.mp4", 60, 25, options)
+    if plain:  # nothing is opened with FFmpeg but to see of what kind it is
+        monkeypatch.setattr(
+            single.VideoFile, "_read_exactly", lambda *a: pytest.fail("not read by its tables")
+        )
+    else:
+        monkeypatch.setattr(single, "index_of", lambda path: None)
     times = np.arange(60) / 25
     expected = decode(tmp_path / "a.mp4", times, 25, (48, 64))
     pool, rng = DecoderPool(), np.random.default_rng(0)
@@ -124,7 +134,8 @@ def test_times_between_frames_take_the_nearest_or_are_refused(tmp_path: Path) ->
             pool.read(tmp_path / "a.mp4", np.array(bad) / 25, 25, (48, 64), out[:1])
 
 
-def test_few_decoders_stay_open(tmp_path: Path) -> None:
+def test_few_decoders_stay_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(single, "index_of", lambda path: None)  # as with files that are not plain
     for k in range(5):
         make_video(tmp_path / f"{k}.mp4", 4 + k, 25, {"bf": "0", "g": "2"})
     pool, out = DecoderPool(kept=2), np.zeros((1, 48, 64, 3), np.uint8)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import random
+import re
+import shlex
 import struct
 import zlib
 from collections.abc import Callable
@@ -117,6 +119,10 @@ OPENING: dict[str, tuple[Damage, str]] = {
     "modality": (lambda p: (p / "meta/modality.json").write_text("[]"), r"modality\.json: is not an object"),
 }
 READING: dict[str, tuple[Damage, str]] = {
+    "task unknown": (
+        rewrite("meta/tasks.jsonl", lambda rows: rows[1].update(task_index=9)),
+        "task_index 1 is none of the 10",
+    ),
     "data linked": (link_out(DATA1), "leads out of the dataset"),
     "video linked": (link_out(VIDEO1), "leads out of the dataset"),
     "data cut": (lambda p: cut(p / DATA1), r"episode_000001\.parquet: cannot be read as parquet"),
@@ -155,6 +161,45 @@ def test_v2_that_cannot_be_opened(name: str, v21: Path) -> None:
     with pytest.raises(DatasetError, match=says) as caught:
         open_dataset(v21)
     assert caught.value.remedy and caught.value.path.is_relative_to(v21)
+
+
+@pytest.mark.parametrize("kind", ["lerobot", "lerobot-v2.1"])
+@pytest.mark.parametrize("damage", ["gone", "cut", "linked"])
+def test_without_its_tasks(
+    kind: str, damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Refused; with `skip_bad` the index tells the instruction of all episodes that have only one."""
+    whole = foreign_lerobot(
+        tmp_path / "v3", images="image"
+    )  # the instruction of one episode changes inside it
+    path = tmp_path / "set"
+    convert(open_dataset(whole), path, kind)
+    expected = open_dataset(path)
+    changing = [k for k in range(len(expected)) if len(set(expected.tasks(k))) > 1]
+    assert len(changing) == 1
+    (file,) = (path / "meta").glob("tasks.*")
+    if damage == "gone":
+        file.unlink()
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-5])
+    else:
+        link_out(str(file.relative_to(path)))(path)
+    with pytest.raises(DatasetError, match=file.name) as caught:
+        open_dataset(path)
+    assert caught.value.path == file and caught.value.remedy
+    kept = open_dataset(path, skip_bad=True)
+    assert list(kept.skipped) == [f"episode {k}" for k in changing]
+    assert f"episode {changing[0]} 2 instructions" in str(kept.skipped[f"episode {changing[0]}"])
+    others = [k for k in range(len(expected)) if k not in changing]
+    assert (
+        kept.instructions() == [expected.instructions()[k] for k in others]
+        and len(set(kept.instructions())) > 1
+    )
+    assert any(file.name in note and "instructions are those of" in note for note in kept.notes)
+    new = tmp_path / "new"
+    assert main(["data", "convert", str(path), str(new), "--to", kind, "--skip-bad"]) == 1
+    assert f"left out: episode {changing[0]}" in capsys.readouterr().out
+    assert open_dataset(new).instructions() == kept.instructions()
 
 
 @pytest.mark.parametrize("name", READING)
@@ -521,3 +566,85 @@ def test_any_damage_is_a_dataset_error(name: str, tmp_path: Path) -> None:
         file.write_bytes(good)
     assert caught
     assert len(open_dataset(path).read(0))
+
+
+# ---- the commands ------------------------------------------------------------------------------------------
+def ours(path: Path) -> Path:
+    convert(open_dataset(path), path.parent / "ours", "hdf5")
+    return path.parent / "ours"
+
+
+COMMANDS: dict[str, Callable[[Path], tuple[Path, str]]] = {
+    "length 0": lambda p: (rewrite(EPISODES, lambda rows: rows[1].update(length=0))(p), (p, "has length 0"))[
+        1
+    ],
+    "video gone": lambda p: ((p / VIDEO1).unlink(), (p, "the video is missing"))[1],
+    "video linked": lambda p: (link_out(VIDEO1)(p), (p, "leads out of the dataset"))[1],
+    "type": lambda p: (
+        set_column(p / DATA1, "next.done", pa.array(np.full(4, 0.5))),
+        (p, "holds float64, meta/info.json says bool"),
+    )[1],
+    "HDF5 gone": lambda p: (((q := ours(p)) / "episode_000001.hdf5").unlink(), (q, "is missing"))[1],
+    "HDF5 cut": lambda p: (cut((q := ours(p)) / "episode_000001.hdf5"), (q, "cannot be read as HDF5"))[1],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_commands_name_the_bad_episode_and_use_the_rest(
+    name: str, v21: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, says = COMMANDS[name](v21)
+    expected = [open_dataset(tmp_path / "v3").read(k) for k in (0, 2)]
+
+    def run(command: str, *arguments: str) -> tuple[int, str]:
+        code = main(["data", command, str(path), *arguments])
+        printed = capsys.readouterr()
+        assert "Traceback" not in printed.err
+        return code, " ".join((printed.out + printed.err).split())
+
+    for command in (
+        ["info"],
+        ["stats"],
+        ["convert", str(tmp_path / "new")],
+        ["view", "--export", str(tmp_path / "p")],
+    ):
+        code, text = run(*command, "--skip-bad")
+        assert code == int(command[0] != "view"), text
+        assert says.replace(" ", "") in re.sub(r"[ \u2502\u2026]", "", text), text
+        assert "episode 1" in text
+    new = open_dataset(tmp_path / "new")
+    assert [len(new.read(k)) for k in range(len(new))] == [3, 5]
+    assert all(np.array_equal(new.read(k).action, e.action) for k, e in enumerate(expected))
+    report = tmp_path / "check.json"
+    assert run("check", "--json", str(report), "--fix-hints")[0] == 1
+    found = json.loads(report.read_text())
+    errors = [f for f in found["findings"] if f["severity"] == "error"]
+    assert found["episodes"] == 3 and any(says in f["message"] and f["episode"] == 1 for f in errors), errors
+    assert {f["episode"] for f in errors} <= {1, None}
+    command = next(f["command"] for f in errors if f["episode"] == 1)
+    assert main(shlex.split(command)[1:]) in (0, 1)  # as it was printed
+    mended = open_dataset(f"{path}_mended")
+    assert [len(mended.read(k)) for k in range(len(mended))] == [3, 5]
+
+
+def test_meta_episodes_with_a_damaged_file(tmp_path: Path) -> None:
+    """Of several files of meta/episodes one is cut: its episodes are bad, the others are not."""
+    with create_dataset(tmp_path / "set", ARM, "lerobot", durable=False) as writer:
+        for k in range(4):
+            record(writer, k)
+    file = tmp_path / "set/meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(file)
+    for number, rows in enumerate((table.slice(0, 2), table.slice(2, 1), table.slice(3, 1))):
+        pq.write_table(rows, file.with_name(f"file-00{number}.parquet"))
+    whole = [open_dataset(tmp_path / "set").read(k) for k in range(4)]
+    cut(file.with_name("file-001.parquet"))
+    with pytest.raises(DatasetError, match=r"file-001\.parquet: cannot be read as parquet"):
+        open_dataset(tmp_path / "set")
+    kept = open_dataset(tmp_path / "set", skip_bad=True)
+    assert list(kept.skipped) == ["episode 2"] and "is missing" in str(kept.skipped["episode 2"])
+    assert any("file-001.parquet" in note for note in kept.notes)
+    for k, episode in enumerate((whole[0], whole[1], whole[3])):
+        assert np.array_equal(kept.read(k).action, episode.action)
+        assert np.array_equal(kept.read(k).images["front"], episode.images["front"])
+    file.with_name("file-001.parquet").unlink()  # fewer rows than meta/info.json counts
+    assert list(open_dataset(tmp_path / "set", skip_bad=True).skipped) == ["episode 2"]

@@ -98,12 +98,14 @@ class InfoConfig(Reading):
     """Print JSON."""
 
 
-def info(config: InfoConfig) -> None:
-    """Print it."""
-    found = describe(config.open(config.path, checked=True))
+def info(config: InfoConfig) -> int:
+    """Print it; 1 where episodes were left out."""
+    reader = config.open(config.path, checked=True)
+    found = describe(reader)
+    skipped = int(bool(getattr(reader, "skipped", None)))
     if config.json:
         print_json(found)
-        return
+        return skipped
     table = Table("", "", title=str(config.path), show_header=False)
     for key, value in found.items():
         if isinstance(value, dict):
@@ -115,6 +117,15 @@ def info(config: InfoConfig) -> None:
         if len(lines) > 12:
             table.add_row("", f"... and {len(lines) - 12} more")
     Console().print(table)
+    return skipped
+
+
+def name_skipped(reader: EpisodeReader) -> int:
+    """Print which episodes were left out, and why; 1 where there are any."""
+    skipped = getattr(reader, "skipped", {})
+    for name, error in skipped.items():
+        _console.print(f"left out: {name}: {error.problem}")
+    return int(bool(skipped))
 
 
 def print_json(content: Any) -> None:
@@ -147,8 +158,8 @@ class StatsConfig(Reading):
     """Write JSON to this file (must not exist)."""
 
 
-def stats(config: StatsConfig) -> None:
-    """Print them, and write them where asked."""
+def stats(config: StatsConfig) -> int:
+    """Print them, and write them where asked; 1 where episodes were left out."""
     if config.out is not None and config.out.exists():
         raise ConfigError(f"{config.out} is there already", "choose another name: nothing is overwritten")
     reader = config.open(config.path, checked=True)
@@ -159,6 +170,7 @@ def stats(config: StatsConfig) -> None:
     if config.out is not None:
         save_statistics(config.out, found)
         _console.print(f"statistics: {config.out}")
+    return name_skipped(reader)
 
 
 def _stats_table(reader: EpisodeReader, name: str, found: ColumnStats) -> Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,9 @@ from tyro.conf import Positional
 
 from vla_agents.data.check import SEVERITIES, Finding, Report, check_dataset, copy_without
 from vla_agents.data.convert.targets import format_of
-from vla_agents.data_commands import Reading
+from vla_agents.data.episode import EpisodeReader
+from vla_agents.data_commands import Reading, name_skipped
+from vla_agents.errors import DatasetError
 
 _console = Console(highlight=False, soft_wrap=True, markup=False)
 _COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -41,12 +44,12 @@ class CheckConfig(Reading):
 
 def run_check(config: CheckConfig) -> int:
     """Print a table; 1 where there are errors."""
-    reader = config.open(config.path, checked=True)
-    report = check_dataset(reader, images=config.images, progress=True)
+    reader, refused = _opened(config)
+    report = check_dataset(reader, images=config.images, progress=True, refused=refused)
     show(report, most=len(report.findings) if config.all else _ROWS)
     if config.fix_hints:
         _hints(report.findings)
-    mend = copy_without(report, format_of(reader))
+    mend = copy_without(report, format_of(reader), skip_bad=refused is not None)
     if mend:
         _console.print(f"A copy without the {len(report.bad_episodes)} episodes in question:\n  {mend}")
     if config.json is not None:
@@ -56,6 +59,14 @@ def run_check(config: CheckConfig) -> int:
         )
         _console.print(f"{config.json}: {len(report.findings)} findings")
     return int(report.count("error") > 0)
+
+
+def _opened(config: CheckConfig) -> tuple[EpisodeReader, DatasetError | None]:
+    """The dataset with all its episodes, and why it would not be opened without --skip-bad."""
+    try:
+        return dataclasses.replace(config, skip_bad=False).open(config.path), None
+    except DatasetError as error:
+        return dataclasses.replace(config, skip_bad=True).open(config.path), error
 
 
 def show(report: Report, most: int = _ROWS) -> None:
@@ -117,6 +128,8 @@ def run_view(config: ViewConfig) -> None:
     from vla_agents.data.view import Content, Viewer, export
 
     reader = config.open(config.path, checked=True)
+    if name_skipped(reader):
+        _console.print("the episodes are counted without them")
     if config.export is not None:
         content = Content(reader, check=config.check)
         content.wait()

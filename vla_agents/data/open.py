@@ -87,7 +87,7 @@ def _opened(
             raise ConfigError(
                 f"{path}: option {name!r} is not for {kind.split(':')[1]}", f"its options: {known}"
             )
-    if skip_bad and kind != "hdf5.reader:Hdf5Reader":
+    if skip_bad:
         options = options | {"skip_bad": True}
     reader = _load(kind)(path, embodiment=embodiment, **options)
     log.info("%s: %s; %s", path, reader.format, "; ".join(reader.notes) or "nothing assumed")
@@ -169,7 +169,15 @@ def _layout_of(files: list[Path], skip_bad: bool) -> str:
                 for module, recognises, reader in _LAYOUTS:
                     if _load(f"{module}:{recognises}")(file):
                         return f"{module}:{reader}"
+                if file.attribute("format", optional=True) == "vla_agents_episodes":
+                    raise DatasetNotFoundError(
+                        path.parent / "dataset.json",
+                        f"is missing, though {path.name} is an episode of vla_agents",
+                        "copy the whole folder again, and give the folder, not a file in it",
+                    )
                 content = ", ".join(file.names()[:8]) or "nothing"
+        except DatasetNotFoundError:
+            raise
         except DatasetError:
             if not skip_bad or number + 1 == len(files):
                 raise

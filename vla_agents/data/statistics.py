@@ -89,6 +89,10 @@ def statistics(
         UnknownNameError: There is no such column.
     """
     lengths = reader.lengths()
+    if not lengths.sum():
+        raise DatasetError(
+            reader.path, "holds no episodes that can be read", "look at it with `data info --skip-bad`"
+        )
     wanted = tuple(columns) or tuple(n for n in DEFAULT if n == "action" or reader.embodiment.state)
     found = _read(reader, wanted)
     return {

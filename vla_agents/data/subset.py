@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -61,14 +61,12 @@ class SubsetReader(BaseReader):
         """Some pictures of one episode, in any order: uint8 (n, H, W, 3)."""
         return self.source.frames(self.indices[self._checked(index)], camera, steps)
 
-    def videos(self, camera: str) -> VideoFiles | None:
+    def videos(self, camera: str, episodes: Sequence[int] | None = None) -> VideoFiles | None:
         """Which video holds each episode of a camera; None where its pictures are stored one by one."""
-        videos: VideoFiles | None = self.source.videos(camera) if hasattr(self.source, "videos") else None
-        if videos is None:
-            return None
-        return dataclasses.replace(
-            videos, file_of=videos.file_of[self.indices], start=videos.start[self.indices]
-        )
+        if episodes is not None:
+            return SubsetReader(self.source, [self.indices[k] for k in episodes]).videos(camera)
+        source: Any = self.source
+        return source.videos(camera, self.indices) if hasattr(source, "videos") else None
 
     def _head(self, index: int) -> tuple[int, str, bool | None]:
         episode = self.source.read(index, images=False)

@@ -69,8 +69,8 @@ def frames_of_rows(camera: str, videos: VideoFiles, lengths: np.ndarray, whole: 
                 Finding(
                     "extra_frames",
                     "warning",
-                    f"camera {camera!r}: {path.name} holds {len(times)} frames, its episodes have "
-                    f"{int(lengths[episodes].sum())} rows",
+                    f"camera {camera!r}: {path.name} holds {extra} frames that belong to no row (it has {len(times)}, "
+                    f"its episodes have {int(lengths[episodes].sum())} rows)",
                     int(episodes[0]) if len(episodes) == 1 else None,
                     value=extra,
                     count=extra,

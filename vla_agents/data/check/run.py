@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shlex
@@ -27,8 +28,11 @@ def check_dataset(
     images: Images = "sample",
     progress: bool = False,
     tick: Callable[[int, int], None] | None = None,
+    refused: DatasetError | None = None,
 ) -> Report:
     """Look for what spoils training: in the numbers of every episode, and in as many pictures as asked for.
+
+    Episodes that cannot be read are findings; give a reader that keeps them (`open_with_bad`) where opening is refused.
 
     Args:
         reader: The dataset; nothing of it is changed.
@@ -36,12 +40,13 @@ def check_dataset(
             `"all"`.
         progress: Show a progress bar.
         tick: Called with (episodes done, all of them) after each; may raise to stop.
+        refused: Why `open_dataset` would not open it.
     """
     if images not in ("off", "sample", "all"):
         raise ConfigError(f"images is {images!r}", "off, sample or all")
-    lengths = reader.lengths()
+    lengths = _lengths(reader)
     report = Report(reader.path, reader.format, len(reader), int(lengths.sum()), images)
-    found: list[Finding] = []
+    found = _refusals(reader, refused)
     read: dict[int, Episode] = {}
     with bar("checking numbers", len(reader), shown=progress) as advance:
         for k in range(len(reader)):
@@ -51,19 +56,38 @@ def check_dataset(
                 tick(k + 1, len(reader))
     found += _all(reader, read, lengths)
     found += _looked(reader, read, images, report, progress)
-    report.findings = _with_commands(ordered(found), reader)
+    report.findings = _with_commands(ordered(found), reader, skip_bad=refused is not None)
     return report
+
+
+def _lengths(reader: EpisodeReader) -> np.ndarray:
+    """int64 (N,): steps per episode, 0 where it cannot be read."""
+    try:
+        return reader.lengths()
+    except DatasetError:
+        found = np.zeros(len(reader), np.int64)
+        for k in range(len(reader)):
+            with contextlib.suppress(DatasetError):
+                found[k] = len(reader.read(k, images=False))
+        return found
+
+
+def _refusals(reader: EpisodeReader, refused: DatasetError | None) -> list[Finding]:
+    """What is wrong beside the episodes that the reader has."""
+    errors = [*([] if refused is None else [refused]), *getattr(reader, "skipped", {}).values()]
+    return [
+        Finding("unreadable", "error", str(e.problem), remedy=e.remedy or "copy the dataset again")
+        for e in errors
+    ]
 
 
 def _one(reader: EpisodeReader, number: int, length: int, read: dict[int, Episode]) -> list[Finding]:
     """Checks that need one episode's numbers only; keeps them in `read`."""
-    found = whole.short(number, length)
-    if not length:
-        return found
     try:
         episode = reader.read(number, images=False)
     except DatasetError as error:
-        return [*found, _unreadable(number, error)]
+        return [_unreadable(number, error)]
+    found = whole.short(number, length)
     read[number] = episode
     found += numbers.not_finite(number, episode)
     found += numbers.limits(number, episode)
@@ -93,7 +117,11 @@ def _all(reader: EpisodeReader, read: dict[int, Episode], lengths: np.ndarray) -
     found += whole.success({k: episode.success for k, episode in read.items()})
     if hasattr(reader, "videos"):
         for camera in body.camera_names:
-            videos = reader.videos(camera)
+            try:
+                videos = reader.videos(camera)
+            except DatasetError as error:  # a link that leads out
+                found.append(Finding("video", "error", str(error), remedy=error.remedy))
+                continue
             if videos is not None:
                 complete = not isinstance(reader, SubsetReader)
                 found += files.frames_of_rows(camera, videos, lengths, complete)
@@ -154,7 +182,7 @@ def _unreadable(number: int, error: Exception) -> Finding:
     )
 
 
-def _with_commands(found: list[Finding], reader: EpisodeReader) -> list[Finding]:
+def _with_commands(found: list[Finding], reader: EpisodeReader, *, skip_bad: bool) -> list[Finding]:
     """Each finding with the command that mends it, where one does."""
     from vla_agents.data.convert.targets import format_of
 
@@ -163,7 +191,7 @@ def _with_commands(found: list[Finding], reader: EpisodeReader) -> list[Finding]
     except (KeyError, ConfigError):
         kind = "lerobot"
     old, new = shlex.quote(str(reader.path)), shlex.quote(f"{str(reader.path).rstrip('/')}_mended")
-    copy = f"vla-agents data convert {old} {new} --to {kind}"
+    copy = f"vla-agents data convert {old} {new} --to {kind}{' --skip-bad' * skip_bad}"
     mended = []
     for finding in found:
         command = finding.command
@@ -178,8 +206,9 @@ def _with_commands(found: list[Finding], reader: EpisodeReader) -> list[Finding]
     return mended
 
 
-def copy_without(report: Report, kind: str) -> str:
+def copy_without(report: Report, kind: str, *, skip_bad: bool = False) -> str:
     """The command that makes a copy without the bad episodes; empty where there are none, or nothing would be left."""
+    kind += " --skip-bad" * skip_bad
     rest = numbers_without(report.bad_episodes, report.episodes)
     if not report.bad_episodes or not rest:
         return ""

@@ -34,6 +34,7 @@ FORMAT = "vla_agents_episodes"
 VERSION = 1
 DATASET = "dataset.json"
 _FILE = re.compile(r"episode_(\d{6,})\.hdf5")
+_MOST_MISSING = 100_000  # files
 FLAGS = ("terminated", "truncated", "intervened")
 
 
@@ -48,11 +49,14 @@ class Hdf5Reader(BaseReader):
     Args:
         path: The folder that holds dataset.json.
         embodiment: What the numbers and pixels mean, where the dataset's own is wrong.
+        skip_bad: Open it although files are missing; reading those episodes is an error.
     """
 
     format = "vla_agents HDF5"
 
-    def __init__(self, path: str | Path, *, embodiment: Embodiment | None = None) -> None:
+    def __init__(
+        self, path: str | Path, *, embodiment: Embodiment | None = None, skip_bad: bool = False
+    ) -> None:
         self.path = Path(path)
         content = _read_dataset_json(self.path)
         self.fps = float(content["fps"])
@@ -64,14 +68,14 @@ class Hdf5Reader(BaseReader):
         self._body = found
         self.embodiment = found if embodiment is None else fitted(embodiment, found, self.path)
         numbers = sorted(int(m.group(1)) for m in map(_FILE.fullmatch, _names(self.path)) if m)
-        if numbers != list(range(len(numbers))):
+        if numbers != list(range(len(numbers))) and not skip_bad:
             missing = next(k for k in range(len(numbers)) if k not in set(numbers))
             raise DatasetError(
                 episode_file(self.path, missing),
                 f"is missing, but there are episodes up to {numbers[-1]}",
                 "copy it again, or rename the later files so that they count 0, 1, 2, ...",
             )
-        self._count = len(numbers)
+        self._count = min(numbers[-1] + 1, len(numbers) + _MOST_MISSING) if numbers else 0
         self._heads: dict[int, tuple[int, str, bool | None]] = {}
 
     def __len__(self) -> int:

@@ -168,9 +168,17 @@ class Columns:
                 "meta/info.json is of another dataset",
             )
         try:
-            numbers = column.to_numpy(zero_copy_only=False).astype(dtype, copy=False)
+            stored = column.to_numpy(zero_copy_only=False)
+            numbers = stored.astype(dtype, copy=False)
         except (TypeError, ValueError) as error:
             raise DatasetError(file, f"column {name!r} does not hold numbers ({error})", "mend it") from error
+        declared = self._info.numeric_dtype(name)
+        if declared is not None and not _fits(stored, declared):
+            raise DatasetError(
+                file,
+                f"column {name!r} holds {stored.dtype}, meta/info.json says {declared}, which changes its values",
+                "meta/info.json is of another dataset",
+            )
         return numbers.reshape(-1, *shape)
 
 
@@ -199,6 +207,14 @@ def _type(index: Index, name: str) -> tuple[np.dtype, tuple[int, ...]]:
     dtype = np.dtype(np.float32) if vector else info.numeric_dtype(name)
     assert dtype is not None, name
     return dtype, shape if vector or shape != (1,) else ()
+
+
+def _fits(values: np.ndarray, dtype: np.dtype) -> bool:
+    """Whether numbers are the same in the type that the dataset says they have; fractions may be rounded."""
+    if dtype.kind == "f" or np.can_cast(values.dtype, dtype):
+        return True
+    with np.errstate(invalid="ignore"):
+        return bool((values.astype(dtype) == values).all())
 
 
 def _nested(kind: pa.DataType) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,12 +30,14 @@ class Index:
         lengths: int64 (N,): steps per episode.
         tasks: The instructions of each episode.
         columns: Other columns by name, a value per episode: positions of files, and ours.
+        notes: What was damaged, and left out.
     """
 
     info: Info
     lengths: np.ndarray
     tasks: list[list[str]]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         chunks = self.columns.get("data/chunk_index", np.arange(len(self)))
@@ -82,10 +84,10 @@ class Index:
 def read_index(info: Info, *, skip_bad: bool = False) -> Index:
     """The episodes that meta/info.json counts, checked against it.
 
-    With `skip_bad`, episodes of length 0, totals that are off, and lines of episodes.jsonl that cannot be read are let
-    pass: such an episode has length 0 here, and reading it is an error.
+    With `skip_bad`, episodes of length 0, totals that are off, and lines of episodes.jsonl or files of meta/episodes that
+    cannot be read are let pass: such an episode has length 0 here, and reading it is an error.
     """
-    index = _read_v3(info) if info.version == lerobot.VERSION else _read_v2(info, skip_bad)
+    index = _read_v3(info, skip_bad) if info.version == lerobot.VERSION else _read_v2(info, skip_bad)
     if skip_bad:
         return index
     if (index.lengths < 1).any():
@@ -104,7 +106,7 @@ def read_index(info: Info, *, skip_bad: bool = False) -> Index:
 
 
 # ---- v3.0 -------------------------------------------------------------------------------------------------
-def _read_v3(info: Info) -> Index:
+def _read_v3(info: Info, skip_bad: bool) -> Index:
     folder = info.path / "meta" / "episodes"
     files = sorted(folder.glob("*/*.parquet"))
     if not files and info.total_episodes:
@@ -113,20 +115,47 @@ def _read_v3(info: Info) -> Index:
             f"is missing, but {lerobot.INFO} counts {info.total_episodes} episodes",
             "LeRobot writes it when a recording ends; one that was killed cannot be read",
         )
-    tables = [_read_rows(info, file) for file in files]
+    tables, notes = [], []
+    for number, file in enumerate(files):
+        try:
+            table = _read_rows(info, file)
+            _check_columns(info, file, table)
+            tables.append(table)
+        except DatasetError as error:
+            if not skip_bad or (number + 1 == len(files) and not tables):
+                raise
+            notes.append(f"{error}; its episodes are missing")
     if not tables:
         return Index(info, np.zeros(0, np.int64), [])
-    for file, table in zip(files, tables, strict=True):
-        _check_columns(info, file, table)
     try:
         table = pa.concat_tables(tables, promote_options="default")
     except pa.ArrowException as error:
         raise DatasetError(folder, f"columns differ from file to file ({error})", COPY) from error
+    if skip_bad:
+        return _index_with_gaps(info, table, notes)
     _check_rows(info, folder, table)
     table = table.slice(0, info.total_episodes)
     columns = {name: _values(table.column(name)) for name in table.column_names if name != "tasks"}
     lengths = np.asarray(columns.pop("length"), np.int64)
     return Index(info, lengths, table.column("tasks").to_pylist(), columns)
+
+
+def _index_with_gaps(info: Info, table: pa.Table, notes: Sequence[str]) -> Index:
+    """The rows by their `episode_index`; those that are missing have length 0."""
+    numbers = table.column("episode_index").to_numpy()
+    row_of = {int(k): row for row, k in reversed([*enumerate(numbers)]) if 0 <= k < info.total_episodes}
+    rows = np.array([row_of.get(k, -1) for k in range(info.total_episodes)], np.int64)
+    there = rows >= 0
+    columns: dict[str, Any] = {}
+    for name in table.column_names:
+        values = _values(table.column(name))
+        if isinstance(values, np.ndarray):
+            columns[name] = np.where(there, values[rows], 0)
+        else:
+            columns[name] = [values[row] if row >= 0 else None for row in rows.tolist()]
+    tasks = [found if found is not None else [] for found in columns.pop("tasks")]
+    lengths = np.maximum(columns.pop("length").astype(np.int64), 0)
+    return Index(info, lengths, tasks, columns, notes)
 
 
 def _read_rows(info: Info, file: Path) -> pa.Table:

@@ -121,8 +121,8 @@ def read_tasks(path: Path) -> list[str]:
     raise DatasetError(file, f"has no column 'task' of text; it has {table.column_names}", COPY)
 
 
-def read_tasks_v2(path: Path) -> list[str]:
-    """The instructions by their `task_index`; numbers that are not used are empty."""
+def read_tasks_v2(path: Path) -> list[str | None]:
+    """The instructions by their `task_index`; None for numbers that are not used."""
     file = path / TASKS_V2
     found: dict[int, str] = {}
     for entry in read_json_lines(path, file):
@@ -130,7 +130,7 @@ def read_tasks_v2(path: Path) -> list[str]:
         if type(index) is not int or not 0 <= index < 1 << 24 or not isinstance(task, str):
             raise DatasetError(file, f"is no list of tasks: {str(entry)[:200]}", COPY)
         found[index] = task
-    return [found.get(k, "") for k in range(max(found, default=-1) + 1)]
+    return [found.get(k) for k in range(max(found, default=-1) + 1)]
 
 
 def read_parquet(root: Path, file: Path, columns: list[str] | None, *, row_bytes: int = 1 << 22) -> pa.Table:

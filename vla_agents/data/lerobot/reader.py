@@ -22,6 +22,7 @@ from vla_agents.data.lerobot.index import read_index
 from vla_agents.data.lerobot.info import Info
 from vla_agents.data.lerobot.layout import ACTION, COMMANDED, EXECUTED, SCALARS, STATE
 from vla_agents.data.lerobot.tables import episode_table
+from vla_agents.data.lerobot.tasks import Tasks
 from vla_agents.data.video.frames import VideoFiles
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import DatasetError
@@ -38,7 +39,8 @@ class LeRobotReader(BaseReader):
     Args:
         path: The folder that holds meta/ and data/.
         embodiment: What the numbers and pixels mean, where the dataset does not say so or is wrong.
-        skip_bad: Open it although some episodes are listed wrongly; reading those is an error.
+        skip_bad: Open it although some episodes are listed wrongly, or meta/tasks cannot be read; reading what that
+            spoils is an error.
     """
 
     def __init__(
@@ -55,8 +57,11 @@ class LeRobotReader(BaseReader):
         self.format = f"LeRobot {self.info.version}"
         self.fps = float(self.info.fps)
         self.notes = [] if embodiment is not None else list(stored.notes)
-        self._tasks = self._read_tasks() if self.info.total_episodes else []
+        self._tasks = Tasks(self.info, skip_bad=skip_bad)
         self.index = read_index(self.info, skip_bad=skip_bad)
+        self.notes += self.index.notes
+        if self._tasks.error is not None:
+            self.notes.append(self._tasks.note(self.index))
         self._columns = Columns(self.index, self._names)
         self._wide = Columns(self.index, [*self._wide_names, "episode_index"], cached=False)
         shown = {*self._names, *self._wide_names, *self._text_names, *self.cameras.values()}
@@ -144,17 +149,18 @@ class LeRobotReader(BaseReader):
         stamps = self._columns.rows(index)["timestamp"]
         return np.stack(list(pictures(self.index, index, self.cameras[camera], stamps, chosen)))[back]
 
-    def videos(self, camera: str) -> VideoFiles | None:
-        """Which video holds each episode of a camera; None where its pictures are stored one by one."""
+    def videos(self, camera: str, episodes: Sequence[int] | None = None) -> VideoFiles | None:
+        """Which video holds each episode of a camera (by default of all); None where its pictures are stored one by one."""
         key = self.cameras[camera]
         if not self.info.is_video(key):
             return None
-        files = [self.index.video_file(k, key) for k in range(len(self))]
+        chosen = range(len(self)) if episodes is None else episodes
+        files = [self.index.video_file(k, key) for k in chosen]
         distinct = {file: k for k, file in enumerate(dict.fromkeys(files))}
         return VideoFiles(
             files=tuple(distinct),
             file_of=np.array([distinct[file] for file in files], np.int64),
-            start=np.array([self.index.video_start(k, key) for k in range(len(self))], np.float64),
+            start=np.array([self.index.video_start(k, key) for k in chosen], np.float64),
             fps=self.info.fps,
         )
 
@@ -262,22 +268,9 @@ class LeRobotReader(BaseReader):
                 )
         return {name: np.array(table.column(name).to_pylist(), str) for name in self._text_names}
 
-    def _read_tasks(self) -> list[str]:
-        if self.info.version == lerobot.VERSION:
-            return lerobot.read_tasks(self.path)
-        return lerobot.read_tasks_v2(self.path)
-
     def _tasks_of(self, index: int, rows: Rows) -> tuple[str, ...]:
         """The instruction of each step."""
-        numbers = rows["task_index"]
-        bad = np.flatnonzero((numbers < 0) | (numbers >= len(self._tasks)))
-        if len(bad):
-            raise DatasetError(
-                self.index.data_file(index),
-                f"episode {index}: task_index {numbers[bad[0]]}, meta/tasks has {len(self._tasks)}",
-                "files of two datasets were mixed: copy the dataset again",
-            )
-        return tuple(self._tasks[k] for k in numbers.tolist())
+        return self._tasks.of(self.index, index, rows["task_index"], self.index.data_file(index))
 
     def _ours(self, name: str, index: int) -> Any:
         return self.index.columns[name][index] if name in self.index.columns else None

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vla_agents.data.episode import EpisodeReader
-from vla_agents.data.video.decoders import POOL
+from vla_agents.data.video.single import POOL
 
 _EPISODES = 2  # kept whole per process
 
