@@ -173,7 +173,7 @@ def _decode_run(
     begin, end = min(starts), max(map(operator.add, starts, sizes))
     if end - begin > _MOST_READ:
         return False
-    data = memoryview(os.pread(descriptor, end - begin, begin))
+    data = os.pread(descriptor, end - begin, begin)
     if len(data) < end - begin:
         return False
     wanted, missing = times.tolist(), list(range(len(times)))
