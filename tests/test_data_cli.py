@@ -58,7 +58,7 @@ def test_info_of_foreign_files_says_what_is_assumed(
     assert "assumed" not in told and "go: 3" in told
     (path / "episode_5.hdf5").write_bytes(b"none")
     assert "cannot be read as HDF5" in run(capsys, "info", path, status=1)
-    text = run(capsys, "info", path, "--skip-bad")
+    text = run(capsys, "info", path, "--skip-bad", status=1)
     assert "episodes 2" in text.replace("│", "").replace("  ", " ") and "cannot be read as HDF5" in text
 
 
