@@ -197,6 +197,12 @@ def _info(args: Sequence[str]) -> None:
     print_info(parse(InfoConfig, _named(args), "info").name)
 
 
+def _doctor(args: Sequence[str]) -> int:
+    from vla_agents.doctor.command import DoctorConfig, doctor
+
+    return doctor(parse(DoctorConfig, args, "doctor"))
+
+
 def _data(args: Sequence[str]) -> int:
     from vla_agents.data_cli import main as data
 
@@ -294,6 +300,9 @@ COMMANDS: dict[str, _Command] = {
     "data": _Command(_data, "look at, convert, merge, split and repair recorded datasets"),
     "robot": _Command(_robot, "find, set up, calibrate, check and move a robot"),
     "check-policy": _Command(_check_policy, "try out whether a checkpoint holds to what every policy must"),
+    "doctor": _Command(
+        _doctor, "check this machine, or what a suite needs, and name the command for what is missing"
+    ),
     "info": _Command(_info, "say what a dataset, a checkpoint or an env is, or what is installed"),
 }
 

