@@ -30,9 +30,17 @@ from vla_agents.transforms import (
 BAD_OBSERVATIONS: list[tuple[dict[str, Any], str]] = [
     ({"instruction": "x", "state": np.zeros(3)}, "no 'images'"),
     (observation() | {"instruction": None}, "no instruction"),
+    (observation() | {"instruction": 5}, "no instruction string: 5"),
     (observation() | {"images": {"front": np.zeros((16, 16, 3), np.uint8)}}, "camera 'wrist' is missing"),
     (observation(BODY.with_image_size(8)), r"uint8 \(8, 8, 3\), expected uint8 \(16, 16, 3\)"),
-    (observation() | {"images": {c: np.zeros((16, 16, 3)) for c in BODY.camera_names}}, "float64"),
+    (
+        observation() | {"images": {c: np.zeros((16, 16, 3)) for c in BODY.camera_names}},
+        "(?s)float64.*as uint8",
+    ),
+    (
+        observation() | {"images": {c: np.zeros((3, 16, 16), np.uint8) for c in BODY.camera_names}},
+        "then red, green",
+    ),
     (observation() | {"state": np.zeros(4)}, r"state has shape \(4,\), expected \(3,\)"),
     ({k: v for k, v in observation().items() if k != "state"}, "state has shape None"),
     (observation() | {"state": np.array([0, np.nan, 0])}, r"not finite in \['position'\]"),

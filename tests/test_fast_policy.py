@@ -14,7 +14,7 @@ import yaml
 from tiny import BODY, random_batch, rows, vlm_folder
 
 from vla_agents.embodiment import Camera, Embodiment, Part
-from vla_agents.errors import ConfigError, TokenDecodeError
+from vla_agents.errors import ActionError, ConfigError, TokenDecodeError
 from vla_agents.normalize import Normalizer, VectorStats
 from vla_agents.policies.checkpoint import load_policy, make_policy, save_policy
 from vla_agents.policies.fast_tokenizer import FastTokenizer
@@ -282,7 +282,7 @@ def test_refusals(tmp_path: Path) -> None:
     kept = policy.fast
     policy.prepare(_chunks()[:50])
     assert policy.fast is kept  # one that is there is not replaced
-    with pytest.raises(ConfigError, match="needs actions"):
+    with pytest.raises(ActionError, match="needs actions"):
         policy(replace(batch, action=None))
     with pytest.raises(ConfigError, match="flow policy"):
         policy.predict_action(batch, prefix=torch.zeros(1, 1, 4))

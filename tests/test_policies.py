@@ -266,6 +266,17 @@ def test_bad_observations_are_refused_by_name() -> None:
         agent.act(obs | {"state": np.zeros(4, np.float32)})
     with pytest.raises(ObservationError, match="instruction"):
         agent.act(obs | {"instruction": None})
+    with pytest.raises(ObservationError, match="no observation to plan for"):
+        agent.policy.plan([])
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"), [((2, 4, 9), r"\(2, H, 4\)"), ((2, 6, 4), "6 actions, .* horizon is 4")]
+)
+def test_chunks_that_are_not_the_policys_are_not_learnt(shape: tuple[int, ...], message: str) -> None:
+    batch = replace(random_batch(2), action=torch.zeros(shape), mask=None)
+    with pytest.raises(ActionError, match=message):
+        tiny_policy()(batch)
 
 
 def test_nan_weights_never_reach_the_motors() -> None:

@@ -25,7 +25,8 @@ def batch_size(obs: Observation) -> int | None:
             "env.reset() returns (obs, info): pass obs",
         )
     instruction = obs.get("instruction")
-    return None if isinstance(instruction, str) or instruction is None else len(instruction)
+    single = isinstance(instruction, str) or not hasattr(instruction, "__len__")
+    return None if single else len(instruction)
 
 
 def take(obs: Observation, slot: int) -> Observation:
@@ -38,6 +39,14 @@ def _map(obs: Observation, function: Callable[[Any], Any]) -> Observation:
         k: {c: function(v) for c, v in value.items()} if k == "images" else function(value)
         for k, value in obs.items()
     }
+
+
+def _picture_remedy(height: int, width: int, shape: tuple[int, ...] | None, dtype: Any) -> str:
+    if shape is None or len(shape) != 3 or shape[2] != 3:
+        return "give RGB pictures as arrays: rows, columns, then red, green and blue"
+    if dtype != np.uint8:
+        return "give whole numbers 0 .. 255 as uint8, not scaled"
+    return f"make the env with that image size, or add ResizeImages({height}, {width})"
 
 
 def check_observation(obs: Observation, embodiment: Embodiment, *, slot: int | None = None) -> None:
@@ -58,10 +67,10 @@ def check_observation(obs: Observation, embodiment: Embodiment, *, slot: int | N
             )
         shape = (camera.height, camera.width, 3)
         if getattr(image, "shape", None) != shape or image.dtype != np.uint8:
+            got = getattr(image, "shape", None), getattr(image, "dtype", type(image))
             raise ObservationError(
-                f"camera {camera.name!r}{where}: got {getattr(image, 'dtype', type(image))} "
-                f"{getattr(image, 'shape', '')}, expected uint8 {shape}",
-                f"make the env with that image size, or add ResizeImages({camera.height}, {camera.width})",
+                f"camera {camera.name!r}{where}: got {got[1]} {got[0] or ''}, expected uint8 {shape}",
+                _picture_remedy(camera.height, camera.width, *got),
             )
     if embodiment.state_dim:
         state = obs.get("state")

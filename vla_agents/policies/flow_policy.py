@@ -153,9 +153,7 @@ class FlowPolicy(Policy):
             noise: (R * B, H, D) to use in place of random ones; row n belongs to sample n % B.
             time: (R * B,), likewise.
         """
-        if batch.action is None:
-            raise ConfigError("a training batch needs actions")
-        action = self.normalizers["action"].normalize(batch.action)
+        action = self.target(batch)
         if time is None or noise is None:
             drawn_time, drawn_noise = self._draw(batch, action)
             time = drawn_time if time is None else time

@@ -239,6 +239,8 @@ class Policy(nn.Module):
             committed: How many of those will be carried out for sure.
         """
         count = len(observations)
+        if not count:
+            raise ObservationError("there is no observation to plan for", "give one or more")
         extra = round_up(count) - count if self.is_compiled else 0  # few batch sizes: each is compiled once
         if self.is_compiled:
             begin_act()
@@ -316,6 +318,22 @@ class Policy(nn.Module):
             return None
         self._check_vectors(batch)
         return self.normalizers["state"].normalize(batch.state)
+
+    def target(self, batch: Batch) -> Tensor:
+        """The actions to learn, normalised, (B, horizon, D).
+
+        Raises:
+            ActionError: There are none, or they are not chunks of this policy.
+        """
+        if batch.action is None:
+            raise ActionError("a training batch needs actions, this one has none")
+        self._check_vectors(batch)
+        if batch.action.shape[1] != self.horizon:
+            raise ActionError(
+                f"the batch's chunks have {batch.action.shape[1]} actions, the policy's horizon is {self.horizon}",
+                f"cut the data into windows of {self.horizon}, or make the policy with that horizon",
+            )
+        return self.normalizers["action"].normalize(batch.action)
 
     def views(self, batch: Batch) -> list[Tensor]:
         """The batch's pictures, uint8 (B, H, W, 3), in the order of the embodiment's cameras.

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from vla_agents.embodiment import Embodiment
-from vla_agents.errors import ConfigError
+from vla_agents.errors import ActionError, ConfigError
 from vla_agents.normalize import Normalizer
 from vla_agents.policies.backbone import WORDS, Backbone
 from vla_agents.policies.fast_grammar import ChunkGrammar, ChunkState
@@ -201,7 +201,8 @@ class QwenFAST(Policy):
     def tokenize(self, batch: Batch) -> list[list[int]]:
         """FAST tokens of the batch's actions, one list per sample."""
         if batch.action is None:
-            raise ConfigError("a training batch needs actions")
+            raise ActionError("a training batch needs actions, this one has none")
+        self._check_vectors(batch)
         actions = batch.action
         if batch.mask is not None:  # the last action inside the episode is held
             steps = torch.arange(actions.shape[1], device=actions.device)

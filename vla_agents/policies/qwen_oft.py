@@ -159,9 +159,7 @@ class QwenOFT(Policy):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """`{"action_l1": ...}`, the mean over entries inside the episode."""
-        if batch.action is None:
-            raise ConfigError("a training batch needs actions")
-        target = self.normalizers["action"].normalize(batch.action)
+        target = self.target(batch)
         error = batch.mean_over_values((self.normalized_actions(batch) - target).abs())  # (B, H)
         mask = torch.ones_like(error) if batch.mask is None else batch.mask.float()
         return {"action_l1": (error * mask).sum() / mask.sum().clamp(min=1)}

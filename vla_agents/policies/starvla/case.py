@@ -21,7 +21,6 @@ from vla_agents.policies.starvla.run import read_run, read_weights, require_fram
 from vla_agents.policies.starvla.trial import (
     Size,
     acting_sizes,
-    distance,
     fit_cameras,
     questions,
     same_pixels,
@@ -103,15 +102,8 @@ class Case:
         return next((len(self.outputs[name]) for name in names if name in self.outputs), self.count)
 
     def _misfit(self, policy: Any) -> float:
-        """How far the actions of a policy are from StarVLA's."""
-        self.policy = policy
-        for how in ("single", "batch"):
-            wanted = self.outputs.get(f"{how}.normalized_actions")
-            if wanted is not None:
-                batch = self.batch(self.count_of(how))
-                with torch.no_grad():
-                    return distance(wanted, policy.predict_action(batch, **self.noise(how)))
-        return 0.0
+        """How far a policy's numbers are from StarVLA's, as far as they tell one reading from another."""
+        raise NotImplementedError
 
     def batch(self, count: int, size: Size | Literal["acting"] = "acting") -> Batch:
         """The first `count` inputs, which the policy then takes; `action` is normalised already."""
@@ -123,7 +115,20 @@ class Case:
         rows = None if self.framework == "qwen_fast" else self.run.horizon
         return read_batch(self.folder / "inputs", self.cameras, count, size, rows)
 
-    def noise(self, how: str) -> dict[str, Tensor]:
-        """What StarVLA started from, where it is kept."""
-        name = f"{how}.noise"
-        return {"noise": torch.from_numpy(self.outputs[name])} if name in self.outputs else {}
+    def noise(self, how: str, *names: str) -> dict[str, Tensor]:
+        """What StarVLA drew, by our name: what a flow policy started from, and for training the times.
+
+        Raises:
+            CheckpointError: A flow policy's noise is not kept.
+        """
+        keys = {"noise": f"{how}.noise"} | {name: f"{how}.{name[0]}" for name in names}
+        lacking = [key for key in keys.values() if key not in self.outputs]
+        if self.framework not in ("qwen_pi", "qwen_gr00t"):
+            return {}
+        if lacking:
+            raise CheckpointError(
+                self.folder / "outputs.npz",
+                f"{', '.join(lacking)} is missing: a flow policy's numbers follow from what was drawn",
+                "keep what StarVLA drew beside what it computed",
+            )
+        return {name: torch.from_numpy(self.outputs[key]) for name, key in keys.items()}

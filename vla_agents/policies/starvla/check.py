@@ -63,6 +63,16 @@ class Check(Case):
         if "train.loss" in self.outputs:
             yield from self._training()
 
+    def _misfit(self, policy: Any) -> float:
+        """The largest error of actions and hidden states. (The actions of an interleaved Qwen-PI do not tell whether the
+        final norm was there: nothing reads the last layer.)"""
+        self.policy = policy
+        for how in ("single", "batch"):
+            if f"{how}.normalized_actions" in self.outputs:
+                rows = self._acting(how, self.batch(self.count_of(how)))
+                return max(row.error for row in rows if row.name.endswith(("_actions", "_hidden")))
+        return 0.0
+
     def _acting(self, how: str, batch: Batch) -> Iterator[Row]:
         with torch.no_grad(), _whole_prompt(self.policy), _recorded(self.policy) as seen:
             actions = self.policy.predict_action(batch, **self.noise(how))
@@ -88,7 +98,7 @@ class Check(Case):
     def _hidden_rows(self, how: str, inputs: PromptInputs) -> Iterator[Row]:
         """Where nothing is padded; StarVLA's `hidden_states` are embedding and layers, the last one normed or not."""
         model, depth = self.policy.backbone.vlm.model, self.policy.backbone.num_layers
-        norm, mask = bool(self.options.final_norm), inputs.mask.numpy()
+        norm, mask = getattr(self.policy.config, "final_norm", True), inputs.mask.numpy()
         for name, layers in (("last_hidden", [depth]), ("hidden_states", list(range(depth + 1)))):
             wanted = self.outputs.get(f"{how}.{name}")
             if wanted is None:
@@ -126,7 +136,7 @@ class Check(Case):
 
     def _training(self) -> Iterator[Row]:
         wanted = float(self.outputs["train.loss"])
-        sizes = training_sizes(self.acting_size, self.framework)
+        sizes = training_sizes(self.run, self.acting_size, self.framework)
         errors: list[float] = []
         while not errors or (errors[-1] > LOSS and len(errors) < len(sizes)):
             size = sizes[len(errors)]
@@ -145,11 +155,7 @@ class Check(Case):
 
     def _loss(self, size: Size) -> tuple[Batch, PromptInputs, Tensor]:
         """Of the training step with StarVLA's noise and times, from pictures of some size."""
-        kwargs = {
-            name: torch.from_numpy(self.outputs[key])
-            for name, key in (("noise", "train.noise"), ("time", "train.t"))
-            if key in self.outputs
-        }
+        kwargs = self.noise("train", "time")
         batch = self.batch(self.count_of("train"), size)
         self.policy.zero_grad(set_to_none=True)
         with _whole_prompt(self.policy), _recorded(self.policy) as seen:

@@ -199,7 +199,7 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     except UnpicklingError as error:
         raise CheckpointError(
             file,
-            f"it holds more than tensors, which a pickle runs as code: refused ({_first_line(error)})",
+            f"it holds more than tensors, which a pickle runs as code: refused{_what_code(error)}",
             "convert it to .safetensors on a machine you can afford to lose, or ask its author to",
         ) from error
     except (SafetensorError, RuntimeError, OSError, EOFError, ValueError) as error:
@@ -211,6 +211,12 @@ def read_weights(file: Path) -> dict[str, Tensor]:
     if not isinstance(data, Mapping) or not all(isinstance(value, Tensor) for value in data.values()):
         raise CheckpointError(file, "not a state dict (names -> tensors)", "give StarVLA's own weights file")
     return {key.removeprefix("module."): value for key, value in data.items()}
+
+
+def _what_code(error: Exception) -> str:
+    """ " (it names posix.system)", where torch's refusal says so; its advice to allow everything is not passed on."""
+    found = re.search(r"GLOBAL ([\w.]+)", str(error))
+    return f" (it names {found[1]})" if found else ""
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,7 @@
 """What neither a fixture's files nor its user say, found by trying: the first reading that gives StarVLA's numbers.
 
 Loading a checkpoint asks for these things (`options.py`). A fixture holds StarVLA's answers, so that here they can be
-found out; `vla-agents check-starvla` prints each of them. Where no reading fits, the likeliest one is reported on.
+found out; `vla-agents check-starvla` prints each of them. Where no reading fits, the nearest one is reported on.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ def settle(
     misfit: Callable[[Any], float],
     bound: float,
 ) -> tuple[StarVLAOptions, Any, list[str]]:
-    """The first combination of answers whose policy is within the bound; the first of all where none is.
+    """The first combination of answers whose policy is within the bound; the nearest where none is.
 
     Args:
         asked: The open questions.
         given: What is known.
         load: Options -> policy.
-        misfit: Policy -> how far its actions are from StarVLA's.
+        misfit: Policy -> how far its numbers are from StarVLA's.
         bound: What fits.
 
     Returns:
@@ -113,7 +113,7 @@ def settle(
     if not trials:
         assert refusal is not None
         raise refusal
-    error, options, policy, answers = trials[-1] if trials[-1][0] <= bound else trials[0]
+    _, options, policy, answers = min(trials, key=lambda trial: trial[0])  # of equal ones the first
     missed = f"found by trying, {_choices(asked, trials[0][3])} missed by {trials[0][0]:.2g}; "
     notes = [
         missed if answer != question.answers[0] else ""
@@ -164,10 +164,11 @@ def acting_sizes(run: StarVLARun, framework: str) -> list[Size]:
     return [new] if new else [old, None] if old else [None]
 
 
-def training_sizes(acting: Size, framework: str) -> list[Size]:
+def training_sizes(run: StarVLARun, acting: Size, framework: str) -> list[Size]:
     """The same for the training step, which resizes nothing itself: its data loader does."""
-    usual: list[Size] = [None] if framework == "qwen_fast" else [acting, (224, 224), None]
-    return list(dict.fromkeys(usual))
+    named = [run.picture_size(name) for name in ("obs_image_size", "image_size")]
+    usual = [acting, *(size for size in named if size), (224, 224), None]
+    return [None] if framework == "qwen_fast" else list(dict.fromkeys(usual))
 
 
 def fit_cameras(policy: Any, batch: Batch) -> None:
