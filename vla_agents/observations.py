@@ -6,7 +6,7 @@ a leading N on every array and a sequence of N instructions.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sized
 from typing import Any
 
 import numpy as np
@@ -25,8 +25,7 @@ def batch_size(obs: Observation) -> int | None:
             "env.reset() returns (obs, info): pass obs",
         )
     instruction = obs.get("instruction")
-    single = isinstance(instruction, str) or not hasattr(instruction, "__len__")
-    return None if single else len(instruction)
+    return None if isinstance(instruction, str) or not isinstance(instruction, Sized) else len(instruction)
 
 
 def take(obs: Observation, slot: int) -> Observation:
