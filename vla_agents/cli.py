@@ -215,6 +215,12 @@ def _robot(args: Sequence[str]) -> int:
     return robot(args)
 
 
+def _envs(args: Sequence[str]) -> None:
+    from vla_agents.envs_cli import main as envs
+
+    envs(args)
+
+
 def _check_starvla(args: Sequence[str]) -> int:
     from vla_agents.policies.starvla.check import CheckConfig, check_starvla
 
@@ -299,6 +305,9 @@ COMMANDS: dict[str, _Command] = {
     ),
     "data": _Command(_data, "look at, convert, merge, split and repair recorded datasets"),
     "robot": _Command(_robot, "find, set up, calibrate, check and move a robot"),
+    "envs": _Command(
+        _envs, "install simulators whose packages do not go with ours, each in its own Python environment"
+    ),
     "check-policy": _Command(_check_policy, "try out whether a checkpoint holds to what every policy must"),
     "doctor": _Command(
         _doctor, "check this machine, or what a suite needs, and name the command for what is missing"

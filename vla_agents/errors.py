@@ -45,6 +45,7 @@ __all__ = [
     "RobotStateError",
     "ServerBusyError",
     "ServingError",
+    "SimulatorError",
     "TokenDecodeError",
     "TrainingError",
     "UnknownNameError",
@@ -189,6 +190,10 @@ class OutOfMemoryError(TrainingError, MemoryError):
 
 class RenderingError(VlaAgentsError, RuntimeError):
     """No renderer could be made; says which packages would help."""
+
+
+class SimulatorError(VlaAgentsError, RuntimeError):
+    """A simulator in a process of its own died, or did not answer; says what it printed last."""
 
 
 class PlanningError(VlaAgentsError, RuntimeError):

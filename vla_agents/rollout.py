@@ -39,7 +39,8 @@ class EpisodeResult:
         truncated: It was cut off (step limit).
         seconds: Wall time from reset to end (shared with the other slots of a vector env).
         info: The other plain values of the last `info`; `judged: False` where it had no `"success"`.
-        error: Why the episode was given up, where the agent could not act (see `rollout`); "" else.
+        error: Why the episode was given up: the agent could not act (see `rollout`), or the env's last `info["error"]`
+            (a simulator that died); "" else.
     """
 
     seed: int
@@ -152,10 +153,11 @@ class _Open:
 
     def finish(self, terminated: bool, truncated: bool, error: str = "") -> EpisodeResult:
         info = self.info
+        error = error or str(info.get("error", ""))
         plain = {
             k: v
             for k, v in info.items()
-            if isinstance(v, str | bool | int | float) and k not in ("success", "task")
+            if isinstance(v, str | bool | int | float) and k not in ("success", "task", "error")
         }
         if "success" not in info:
             plain["judged"] = False

@@ -44,3 +44,13 @@ def from_rotation(rotation: Rotation, kind: str) -> np.ndarray:
         matrix = rotation.as_matrix()
         return np.concatenate([matrix[:, :, 0], matrix[:, :, 1]], axis=-1)
     raise UnknownNameError("rotation convention", kind, SIZES)
+
+
+def unfolded_axis_angle(w: float, xyz: np.ndarray) -> np.ndarray:
+    """Axis * angle (3,) of a unit quaternion, the angle in [0, 2 pi] as in robosuite.
+
+    Angles above pi are kept: a hand that points down is near pi, and a fold there would make the sign jump.
+    """
+    w = min(1.0, max(-1.0, float(w)))
+    sine = np.sqrt(1.0 - w * w)
+    return np.zeros(3) if sine < 1e-9 else xyz / sine * (2.0 * np.arccos(w))

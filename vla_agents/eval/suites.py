@@ -130,6 +130,38 @@ for _name, _tasks, _limit in (
     ("libero_90", 90, 400),
 ):
     SUITES.register(_name, _libero(_name, _tasks, _limit))
+
+
+def _robosuite(task: str, limit: int, source: str) -> Suite:
+    return Suite(
+        name=f"robosuite_{task.lower()}",
+        env="vla_agents/Isolated-v0",
+        env_args={"env": "vla_agents/Robosuite-v0", "where": "robosuite", "task": task},
+        tasks=1,
+        trials=50,
+        seed_of=lambda task, trial: 1_000_000 + trial,
+        protocol={
+            "initial states": "reset seeds 1000000 to 1000049; recordings start at 0",
+            "step limit": f"{limit} actions",
+            "pictures": "agentview and wrist, upright",
+            "control": "7 values, deltas of the hand in the base frame, 20 per second",
+            "success": "the task's own predicate, at any step",
+            "simulator": "robosuite 1.5.2 in an environment of its own: vla-agents envs install robosuite",
+        },
+        source=source,
+    )
+
+
+_ROBOMIMIC = "robomimic v0.3, exps/templates (rollout.n 50; horizon 400, tool hang 700)"
+for _task, _limit, _source in (
+    ("Lift", 400, _ROBOMIMIC),
+    ("PickPlaceCan", 400, _ROBOMIMIC),
+    ("NutAssemblySquare", 400, _ROBOMIMIC),
+    ("ToolHang", 700, _ROBOMIMIC),
+    ("Stack", 500, "robosuite 1.5 benchmark: horizon 500"),
+    ("Door", 500, "robosuite 1.5 benchmark: horizon 500"),
+):
+    SUITES.register(f"robosuite_{_task.lower()}", _robosuite(_task, _limit, _source))
 for _name, _tasks in (("mt10", 10), ("mt50", 50)):
     SUITES.register(f"metaworld_{_name}", _metaworld(_name, _tasks))
 for _level in ("easy", "medium", "hard"):

@@ -29,6 +29,7 @@ import numpy as np
 from vla_agents.envs.libero.suites import CONTROL_HZ, require_libero
 from vla_agents.envs.rendering import choose_renderer, import_mujoco, require_gl
 from vla_agents.errors import RenderingError
+from vla_agents.rotations import unfolded_axis_angle
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +145,7 @@ class LiberoSimulator:
         data, robot = self._domain.sim.data, self._domain.robots[0]
         w, x, y, z = data.get_body_xquat(robot.robot_model.eef_name)
         fingers = data.qpos[robot._ref_gripper_joint_pos_indexes]
-        rotation = _axis_angle(w, np.array([x, y, z]))
+        rotation = unfolded_axis_angle(w, np.array([x, y, z]))
         return np.concatenate([self.hand_pose()[0], rotation, fingers]).astype(np.float32)
 
     def hand_pose(self) -> tuple[np.ndarray, np.ndarray]:
@@ -276,16 +277,6 @@ def _numpy_seed(seed: int) -> Iterator[None]:
         yield
     finally:
         np.random.set_state(before)
-
-
-def _axis_angle(w: float, xyz: np.ndarray) -> np.ndarray:
-    """Axis * angle (3,) of a unit quaternion, the angle in [0, 2 pi] as in robosuite.
-
-    Angles above pi are kept: the hand points down, near pi, and a fold there would make the sign jump.
-    """
-    w = min(1.0, max(-1.0, float(w)))
-    sine = np.sqrt(1.0 - w * w)
-    return np.zeros(3) if sine < 1e-9 else xyz / sine * (2.0 * np.arccos(w))
 
 
 def _close_at_exit(simulator: LiberoSimulator) -> None:

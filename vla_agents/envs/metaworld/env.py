@@ -93,10 +93,6 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.embodiment = metaworld_embodiment(tuple(cameras), image_size)
         self.observation_space = self.embodiment.observation_space()
         self.action_space = self.embodiment.action_space()
-        if not cameras:
-            self.observation_space = gymnasium.spaces.Dict(
-                {key: space for key, space in self.observation_space.items() if key != "images"}
-            )
         self._gl = require_gl("Meta-World") if cameras or render_mode else ""
         self._mujoco: str = import_mujoco().__version__
         self._sim: Any = None
