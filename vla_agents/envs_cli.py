@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import rich
 import tyro
@@ -54,7 +55,7 @@ def _list(config: ListConfig) -> None:
     rich.print(table)
 
 
-_COMMANDS = {
+_COMMANDS: dict[str, tuple[type[Any], Callable[[Any], None]]] = {
     "install": (InstallConfig, _install),
     "list": (ListConfig, _list),
     "remove": (RemoveConfig, _remove),
@@ -73,4 +74,4 @@ def main(args: Sequence[str]) -> None:
             f"known: {', '.join(_COMMANDS)}",
         )
     config, run = _COMMANDS[args[0]]
-    run(parse(config, args[1:], f"envs {args[0]}"))  # type: ignore[arg-type]
+    run(parse(config, args[1:], f"envs {args[0]}"))
