@@ -7,7 +7,8 @@
 Each is trained by its recipe in examples/recipes on one thread. A step of each is timed first, in turns, in CPU seconds of
 this process, which other processes disturb less than the clock on the wall; a budget of 1 is what Qwen-OFT's recipe takes
 for all its steps, and the others take as many steps as fit in (`--budget 2`: twice that). Success is that on 100 scenes no
-demonstration had, and on the same scenes told another block. Runs that are there are not trained again.
+demonstration had, and on the same scenes told another block. Runs that are there are not trained again, and what
+results.json holds already is kept, so the policies can be run one after another (`--policies qwen_fast`).
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ def run(name: str, steps: int, options: Options) -> dict[str, Any]:
     begin = time.process_time()
     if not (out / "last").exists():
         third = max(1, steps // 3)
-        train(replace(recipe(name, options), out=str(out), steps=steps, validate_every=third), progress=False)
+        config = replace(recipe(name, options), out=str(out), steps=steps, validate_every=third)
+        if train(config, progress=False).interrupted:
+            raise SystemExit(f"interrupted: remove {out} before the next try")
     found: dict[str, Any] = {
         "steps": steps,
         "cpu_seconds_with_loading": round(time.process_time() - begin, 1),
@@ -123,15 +126,25 @@ def main(options: Options) -> None:
     console, file = Console(), options.out / "results.json"
     options.out.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
-    cost = results.setdefault("relative_cost", {})
+    cost = results.get("relative_cost", {})
     if missing := [name for name in options.policies if name not in cost]:
         cost |= relative_cost(missing, options)
+        results = note(file, {"relative_cost": cost})
     everything = load_config(TrainConfig, RECIPES / f"{BASELINE}.yaml").steps
     for name in options.policies:
         steps = round(options.budget * everything / cost[name])
-        results[f"{name}_{options.budget:g}_{options.seed}"] = run(name, steps, options)
-        file.write_text(json.dumps(results, indent=2) + "\n")
+        results = note(file, {f"{name}_{options.budget:g}_{options.seed}": run(name, steps, options)})
         console.print(row(name, results, options), highlight=False, soft_wrap=True)
+
+
+def note(file: Path, news: dict[str, Any]) -> dict[str, Any]:
+    """Add to results.json, which another process may have added to meanwhile; returns all of it."""
+    results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {}
+    results = (
+        results | news | {"relative_cost": results.get("relative_cost", {}) | news.get("relative_cost", {})}
+    )
+    file.write_text(json.dumps(results, indent=2) + "\n")
+    return results
 
 
 def row(name: str, results: dict[str, Any], options: Options) -> str:
@@ -145,9 +158,9 @@ def row(name: str, results: dict[str, Any], options: Options) -> str:
     cells = [
         name,
         f"{found['parameters'] / 1e6:.2f} M",
-        f"{options.budget:g} x",
         str(found["steps"]),
         f"{cost[name]:.2f}",
+        f"{found['cpu_seconds_with_loading']:.0f}",
         share("named"),
         share("swapped"),
     ]

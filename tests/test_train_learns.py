@@ -73,8 +73,8 @@ def test_a_short_run_of_its_recipe_beats_the_mean_action(
     kind: str, share: float, demonstrations: Path, tmp_path: Path
 ) -> None:
     """On episodes held out, after a quarter of the recipe or less; success takes the whole of it. The flow policies'
-    actions are samples, whose errors are larger than a mean's. Qwen-OFT's recipe is the demo (test_demo.py); Qwen-FAST is
-    not there so soon (docs/policies.md)."""
+    actions are samples, whose errors are larger than a mean's. Qwen-OFT's recipe is the demo (test_demo.py), Qwen-FAST's
+    is in test_fast_recipe.py."""
     recipe = load_config(TrainConfig, RECIPES / f"{kind}.yaml")
     config = replace(recipe, dataset=(str(demonstrations),), out=str(tmp_path), steps=200, tensorboard=False)
     train(config, progress=False)
