@@ -194,7 +194,20 @@ def test_a_person_puts_the_scene_in_order():
 
 # ---- bad input --------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    "action", [HOME * np.nan, HOME[:3], np.stack([HOME, HOME]), ["a", "b", "c", "d"], None]
+    "action",
+    [
+        HOME * np.nan,
+        HOME.astype(float) * 1e300,
+        HOME[:3],
+        np.stack([HOME, HOME]),
+        ["a", "b", "c", "d"],
+        None,
+        [[0.0], 0.0, 0.0, 0.0],
+        HOME + 0.1j,
+        HOME > 0,
+        HOME.astype(object),
+        {"action": HOME},
+    ],
 )
 def test_actions_that_are_none_move_nothing(env, action):
     env.reset()

@@ -64,6 +64,8 @@ class Arm:
         self.now += dt
         self.position = self.position + follow * (self.goal - self.position)
         self.decision = self.filter.step(self.now, self.reading, None if self.failing else self.target)
+        why = self.decision.interventions
+        assert len(set(why)) == len(why) and (self.limits.workspace is not None or "workspace" not in why)
         if self.decision.command is not None:
             step = self.limits.resolution
             sent = self.decision.command.copy()

@@ -18,7 +18,7 @@ import math
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -73,6 +73,17 @@ class AsyncReport:
     dropped: int = 0
     surprises: int = 0
     latency: int = 0
+
+    def __add__(self, other: AsyncReport) -> AsyncReport:
+        """Of two episodes together."""
+        mine, theirs = asdict(self), asdict(other)
+        added = {name: value + theirs[name] for name, value in mine.items()}
+        return AsyncReport(**added | {"latency": max(self.latency, other.latency)})
+
+    def __str__(self) -> str:
+        """One line."""
+        line = f"{self.plans} chunks planned, the slowest took {self.latency} ticks; {self.idle} of {self.ticks} ticks idle"
+        return f"{line}, {self.slow} slowed down" if self.slow else line
 
 
 @dataclass(frozen=True)
@@ -193,6 +204,11 @@ class AsyncAgent(Agent):
         self._executor.shutdown(wait=False, cancel_futures=True)
         self.planner.close()
         self._executor.shutdown(wait=True)
+
+    @property
+    def continues_chunks(self) -> bool:
+        """Whether a new chunk goes on from what is committed of the old one (real-time chunking)."""
+        return self._continue
 
     def report(self) -> AsyncReport:
         """Numbers since the last reset."""

@@ -17,6 +17,7 @@ from rich.console import Console
 from tyro.conf import Positional
 
 from vla_agents.arguments import Options
+from vla_agents.async_agent import AsyncAgent, AsyncReport
 from vla_agents.collect.live.desk import Desk, set_up
 from vla_agents.collect.station import make_station
 from vla_agents.config import save_yaml, to_dict
@@ -26,6 +27,7 @@ from vla_agents.eval.evaluate import evaluate
 from vla_agents.eval.report import EvalReport
 from vla_agents.eval.video import VideoRecorder
 from vla_agents.rollout import EpisodeResult, Listener
+from vla_agents.takeover import Takeover
 
 
 @dataclass(frozen=True)
@@ -81,18 +83,30 @@ class RunConfig:
 
 
 class _Count(Listener):
-    """Tells the screen which episode it is, and what became of the last one."""
+    """Tells the screen which episode it is, and what became of the last one; sums up how the planning kept up."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk, self.ended = desk, 0
+        agent = desk.agent.policy if isinstance(desk.agent, Takeover) else desk.agent
+        self._planner = agent if isinstance(agent, AsyncAgent) else None
+        self._planned = AsyncReport()
         desk.saved = lambda: self.ended
 
     def on_end(self, slot: int, result: EpisodeResult) -> None:
         """One more, unless it does not count."""
+        if self._planner is not None:
+            self._planned += self._planner.report()
         dropped = result.info.get("discarded", False)
         self.ended += not dropped
         outcome = "success" if result.success else "failure" if result.judged else "nobody judged it (y, n)"
         self._desk.say("discarded" if dropped else outcome)
+
+    def planning(self) -> str:
+        """What there is to say of it."""
+        if self._planner is None:
+            return "planning: synchronous, the arm waits for every chunk"
+        how = "go on from what is committed" if self._planner.continues_chunks else "begin anew"
+        return f"planning: {self._planned}; chunks {how}"
 
 
 def run_on_robot(config: RunConfig, *, console: Console | None = None) -> EvalReport:
@@ -108,12 +122,13 @@ def run_on_robot(config: RunConfig, *, console: Console | None = None) -> EvalRe
     with contextlib.ExitStack() as stack:
         env = stack.enter_context(contextlib.closing(make_station(config)))
         desk = set_up(config, env, stack, console, f"vla-agents robot run {config.robot}  {config.agent}")
+        count = _Count(desk)
         videos = VideoRecorder(config.out / "videos", config.videos, embodiment_of(env).control_hz)
         report = evaluate(
             desk.env,
             desk.agent,
             range(config.seed, config.seed + config.episodes),
-            listeners=[_Count(desk), *([videos] if config.videos else [])],
+            listeners=[count, *([videos] if config.videos else [])],
             max_steps=config.max_steps,
             config={k: v for k, v in to_dict(config).items() if k not in ("out", "videos")},
             keep_partial=True,
@@ -127,4 +142,5 @@ def run_on_robot(config: RunConfig, *, console: Console | None = None) -> EvalRe
     if kept:
         report.save(config.out / "results.json")
         console.print(report.table(f"{config.agent} on {config.robot}"))
+        console.print(count.planning(), soft_wrap=True, markup=False, highlight=False)
     return report

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from vla_agents.embodiment import Part
+from vla_agents.errors import ActionError
 from vla_agents.robots.robot import Reading
 
 
@@ -46,3 +47,25 @@ class Direct:
     def hold(self, command: np.ndarray) -> np.ndarray:
         """The command itself."""
         return command
+
+
+def check_action(action: Any, size: int) -> np.ndarray:
+    """What an agent gave, as float32 (D,), D being `size`.
+
+    Raises:
+        ActionError: It is not real numbers (truths, complex numbers, objects, text), of another shape, or not finite.
+    """
+    held = "nothing of it was sent; the arm holds"
+    try:
+        given = np.asarray(action)
+    except (TypeError, ValueError) as error:  # ragged
+        raise ActionError(f"the action is not an array: {action!r}", held) from error
+    if given.dtype.kind not in "fiu":
+        raise ActionError(f"the action is not real numbers: dtype {given.dtype}, {action!r}", held)
+    if given.shape != (size,):
+        raise ActionError(f"the action has shape {given.shape}, expected {(size,)}", held)
+    with np.errstate(over="ignore"):
+        values = given.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ActionError(f"the action is not finite: {given.tolist()}", held)
+    return values

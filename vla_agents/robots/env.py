@@ -21,7 +21,7 @@ import gymnasium
 import numpy as np
 
 from vla_agents.errors import ActionError, CameraError, ConfigError, RobotError, RobotStateError
-from vla_agents.robots.actions import ActionMap, Direct
+from vla_agents.robots.actions import ActionMap, Direct, check_action
 from vla_agents.robots.camera_set import CameraSet
 from vla_agents.robots.estop import EStop
 from vla_agents.robots.limits import Limits
@@ -298,19 +298,10 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
     def _checked(self, action: Any) -> np.ndarray:
         assert self._loop is not None
         try:
-            values = np.asarray(action, np.float32)
-        except (TypeError, ValueError) as error:
+            return check_action(action, self.embodiment.action_dim)
+        except ActionError:
             self._loop.aim(None)
-            raise ActionError(f"the action is not numbers: {action!r}", "the arm holds") from error
-        if values.shape != self.action_space.shape or not np.isfinite(values).all():
-            self._loop.aim(None)
-            raise ActionError(
-                f"the action has shape {values.shape}, expected {self.action_space.shape}"
-                if values.shape != self.action_space.shape
-                else f"the action is not finite: {values.tolist()}",
-                "nothing of it was sent; the arm holds",
-            )
-        return values
+            raise
 
     def _hold_if_blind(self, loop: ControlLoop) -> None:
         """Wait for the pictures as long as they are old; the arm holds meanwhile."""

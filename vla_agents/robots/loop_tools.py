@@ -67,7 +67,9 @@ class RareLog:
     def lines(self, found: tuple[str, ...], now: float) -> list[str]:
         """Lines that are due."""
         self._since.update(found)
-        due = [name for name in found if now - self._last.get(name, float("-inf")) >= LOG_EVERY]
+        due = [
+            name for name in dict.fromkeys(found) if now - self._last.get(name, float("-inf")) >= LOG_EVERY
+        ]
         self._last.update(dict.fromkeys(due, now))
         return [f"{name} x{self._since.pop(name)} ({INTERVENTIONS[name]})" for name in due]
 

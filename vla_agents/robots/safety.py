@@ -232,8 +232,9 @@ class SafetyFilter:
         wish = np.clip(
             self._bounded(motion, wish, dt, fresh, found), motion.velocity - gain, motion.velocity + gain
         )
-        if not motion.advance(wish, dt) and following:
-            found.append("position" if self.limits.workspace is None else "workspace")
+        end = "position" if self.limits.workspace is None else "workspace"
+        if not motion.advance(wish, dt) and following and end not in found:
+            found.append(end)
         return Decision(motion.position.copy(), self._state(following), tuple(found))
 
     def _why_hold(self, fresh: Reading | None, target: Target | None) -> list[str]:

@@ -52,8 +52,10 @@ class PortInfo:
     @property
     def udev_rule(self) -> str:
         """The line for /etc/udev/rules.d that lets everybody at this machine use the port."""
-        match = f'ATTRS{{idVendor}}=="{self.vendor}", ATTRS{{idProduct}}=="{self.product}", '
-        return f'SUBSYSTEM=="tty", {match if self.vendor else ""}MODE="0666"'
+        match = f'KERNEL=="{Path(os.path.realpath(self.path)).name}"'  # no USB device: by its name
+        if self.vendor:
+            match = f'ATTRS{{idVendor}}=="{self.vendor}", ATTRS{{idProduct}}=="{self.product}"'
+        return f'SUBSYSTEM=="tty", {match}, MODE="0666"'
 
 
 def _pyserial() -> Any:

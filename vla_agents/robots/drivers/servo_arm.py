@@ -205,6 +205,7 @@ class ServoArm(Robot):
         if not differences:
             return
         adapter = port_info(self.port).serial
+        name = "" if self.name == self.kind else f" --name {self.name}"
         other = self.calibration.adapter and adapter and self.calibration.adapter != adapter
         raise CalibrationError(
             f"the calibration {self._where} does not fit the {self.kind} on {self.port}"
@@ -212,8 +213,8 @@ class ServoArm(Robot):
             + ":\n  - "
             + "\n  - ".join(differences),
             "it is of another arm, or the arm was calibrated since. Give its own file, calibrate anew with "
-            f"`vla-agents robot calibrate {self.kind} --port {self.port}`, or write this file's values into the motors "
-            "by adding --restore",
+            f"`vla-agents robot calibrate {self.kind} --port {self.port}{name}`, or write this file's values into the "
+            "motors by adding --restore",
         )
 
     def _hold(self, bus: ServoBus) -> None:
@@ -308,7 +309,8 @@ def _require_somebody(bus: ServoBus) -> None:
         baud, motors = next(iter(elsewhere.items()))
         raise CommunicationError(
             f"nobody answers on {bus.line.path} at {bus.line.baud} baud, but motors {motors} do at {baud}",
-            f"give the option baud={baud}",
+            f"give the option baud={baud} (in commands `--robot-args baud={baud}`), or the motors their usual speed with "
+            "`vla-agents robot setup`",
         )
     raise CommunicationError(
         f"nobody answers on {bus.line.path}, at no speed",
