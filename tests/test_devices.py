@@ -15,6 +15,7 @@ from vla_agents.collect.devices.spacemouse import SpaceMouseDevice, list_spacemi
 from vla_agents.collect.teleop import DEVICES, Event, make_device
 from vla_agents.embodiment import Embodiment, Part
 from vla_agents.errors import ConfigError, PortNotFoundError, PortPermissionError, UnknownNameError
+from vla_agents.robots.env import RobotEnv
 from vla_agents.robots.kinematics import Kinematics
 
 IDLE = [0, 0, 0, 0, 0, 0, -1]
@@ -210,6 +211,16 @@ def test_a_joint_robot_is_led_through_inverse_kinematics():
     assert (here.rotation * start.rotation.inv()).magnitude() <= 5e-3 and action[6] == 0
     hand.motion = Motion(held=False)
     assert np.array_equal(led.act(obs)[:6], action[:6])
+
+
+def test_a_robot_may_bring_its_own_kinematics():
+    env = RobotEnv("simulated_arm", robot_args={"cameras": ()})
+    obs, _ = env.reset()
+    led = EndEffectorDevice(env, FakeHand(), speed=0.2, curve=1.0)
+    before = led.map.action(obs, np.zeros(6), None)
+    moved = led.map.action(obs, np.array([0, 0, -0.01, 0, 0, 0]), None) - before
+    assert np.allclose(moved[:3], [0, 0, -0.01], atol=1e-4)
+    env.close()
 
 
 def test_at_the_edge_of_its_reach_it_neither_leaps_nor_winds_up():

@@ -17,7 +17,8 @@ from device_fakes import OBS, TABLETOP
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from vla_agents.collect.devices.phone import BUSY, LATE_S, NONSENSE, WRONG_TOKEN, Hand, PhoneDevice
+from vla_agents.collect.devices.phone import BUSY, NONSENSE, WRONG_TOKEN, PhoneDevice
+from vla_agents.collect.devices.phone_hand import LATE_S, Hand
 from vla_agents.collect.teleop import Event
 from vla_agents.errors import ConfigError, PortBusyError
 

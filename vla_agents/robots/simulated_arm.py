@@ -143,6 +143,10 @@ class SimulatedArm(Robot):
         up[2] = max(self.limits.home[2], up[2])
         return [open_, up, self.limits.home]
 
+    def kinematics(self) -> Kinematics:
+        """Of the hand, for devices that lead it."""
+        return Kinematics(self.env.world.model, "hand", ("x", "y", "z", "yaw", "pitch", "roll"))
+
     def close(self) -> None:
         """The arm holds; time stands still until the next `connect`."""
         self._ended.set()
@@ -251,7 +255,7 @@ class SimulatedArmEnv(RobotEnv):
 
     def kinematics(self) -> Kinematics:
         """Of the hand, for devices that lead it."""
-        return Kinematics(self.arm.env.world.model, "hand", ("x", "y", "z", "yaw", "pitch", "roll"))
+        return self.arm.kinematics()
 
     def expert_action(self) -> np.ndarray:
         """What the tabletop's scripted expert would do now, float32 (7,)."""

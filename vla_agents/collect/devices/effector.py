@@ -203,7 +203,7 @@ def make_effector_map(env: Any, *, model: str = "", tip: str = "") -> EffectorMa
     """The map that fits an env's action.
 
     Args:
-        env: With an embodiment; where it has a method `kinematics()`, no model needs to be given.
+        env: With an embodiment; where it or its robot has a method `kinematics()`, no model needs to be given.
         model: Of the arm, for an env that is told joints: see `Kinematics`.
         tip: The site or body that is led.
 
@@ -215,7 +215,8 @@ def make_effector_map(env: Any, *, model: str = "", tip: str = "") -> EffectorMa
     kinds = {part.kind for part in embodiment.action}
     if "delta_xyz" in kinds:
         return DeltaMap(holding)
-    own = getattr(getattr(env, "unwrapped", env), "kinematics", None)
+    base = getattr(env, "unwrapped", env)
+    own = getattr(base, "kinematics", None) or getattr(getattr(base, "robot", None), "kinematics", None)
     if model or own is not None:
         return JointMap(holding, Kinematics(model, tip) if model else own())  # type: ignore[misc]
     if "xyz" in kinds:
