@@ -24,7 +24,7 @@ from test_data_lerobot import change, cut, set_column
 from test_data_lerobot import foreign as foreign_lerobot
 
 from vla_agents.cli import main
-from vla_agents.data import create_dataset, open_dataset
+from vla_agents.data import Pictures, WindowDataset, create_dataset, open_dataset
 from vla_agents.data.convert.convert import convert
 from vla_agents.data.guards import fill_template
 from vla_agents.data.video.decode import decode
@@ -648,3 +648,17 @@ def test_meta_episodes_with_a_damaged_file(tmp_path: Path) -> None:
         assert np.array_equal(kept.read(k).images["front"], episode.images["front"])
     file.with_name("file-001.parquet").unlink()  # fewer rows than meta/info.json counts
     assert list(open_dataset(tmp_path / "set", skip_bad=True).skipped) == ["episode 2"]
+
+
+@pytest.mark.parametrize("source", ["memory", "files", "cache"])
+def test_training_goes_on_without_the_bad_episode(source: Any, v21: Path, tmp_path: Path) -> None:
+    whole = WindowDataset(open_dataset(v21), 4)
+    link_out(VIDEO1)(v21)
+    left = WindowDataset(
+        open_dataset(v21, skip_bad=True), 4, pictures=Pictures(source, folder=tmp_path / "cache")
+    )
+    ours, theirs = left.get_batch(np.arange(8)), whole.get_batch([0, 1, 2, 7, 8, 9, 10, 11])
+    assert len(left) == 8 and len(whole) == 12
+    for name, images in theirs["images"].items():
+        assert np.array_equal(ours["images"][name], images)
+    assert np.array_equal(ours["action"], theirs["action"]) and ours["instruction"] == theirs["instruction"]

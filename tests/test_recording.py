@@ -20,7 +20,7 @@ from data_examples import ACTION, ARM, STATE, assert_is_example, check_as_lerobo
 
 from vla_agents.data import Episode, Step, atomic, create_dataset, open_dataset
 from vla_agents.data.lerobot import layout as lerobot
-from vla_agents.data.recording import journal, streaming
+from vla_agents.data.recording import journal, recorder, streaming
 from vla_agents.data.recording.recorder import StepWriter
 from vla_agents.data.video.encode import VideoEncoder
 from vla_agents.embodiment import Camera, Embodiment
@@ -338,3 +338,25 @@ def test_a_full_disk_costs_episodes_but_not_the_rollout(tmp_path: Path) -> None:
     seeds = [reader.read(k).metadata["seed"] for k in range(saved)]
     assert seeds[0] == 0 and seeds[-1] == 14 and seeds == sorted(seeds)
     assert sum(reader.lengths()) == sum(len(reader.read(k).images["front"]) for k in range(saved))
+
+
+def test_an_interruption_between_pictures_and_row_spoils_the_episode(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the rows of a later repair would stand beside other pictures."""
+    with create_dataset(tmp_path / "set", ARM, "lerobot", durable=False) as writer:
+        writer.begin("go")
+        steps = make_steps(0, 3)
+        writer.add(steps[0])
+        with monkeypatch.context() as patch:
+
+            def interrupted(*arguments: object) -> bytes:
+                raise KeyboardInterrupt
+
+            patch.setattr(recorder, "pack_step", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                writer.add(steps[1])
+        with pytest.raises(RecordingError, match="KeyboardInterrupt"):
+            writer.add(steps[2])
+        writer.discard()
+        assert record(writer, 0) == 0

@@ -68,6 +68,18 @@ class SubsetReader(BaseReader):
         source: Any = self.source
         return source.videos(camera, self.indices) if hasattr(source, "videos") else None
 
+    def columns(self) -> dict[str, np.ndarray]:
+        """All numbers, as of every reader; of LeRobot also its `timestamp`, by which frames are found."""
+        found = super().columns()
+        source: Any = self
+        chosen = list(range(len(self)))
+        while isinstance(source, SubsetReader):
+            chosen, source = [source.indices[k] for k in chosen], source.source
+        if hasattr(source, "rows") and "timestamp" not in found:
+            stamps = [source.rows(k)["timestamp"] for k in chosen]
+            found["timestamp"] = np.concatenate([np.zeros(0, np.float32), *stamps])
+        return found
+
     def _head(self, index: int) -> tuple[int, str, bool | None]:
         episode = self.source.read(index, images=False)
         return len(episode), episode.instruction, episode.success

@@ -191,9 +191,9 @@ class StepWriter(ABC):
         numbers = without_images(step)
         with ReadableErrors(self, "recording a step"):
             self._append(step.images, numbers)
-        if self._repairable:
-            self._journal.append(STEP, pack_step(numbers, self.embodiment.camera_names))
-        self._steps += 1
+            if self._repairable:
+                self._journal.append(STEP, pack_step(numbers, self.embodiment.camera_names))
+            self._steps += 1
 
     def save(self, success: bool | None = None) -> int:
         """Make the open episode durable and return its index. When this returns, it survives `kill -9`."""
