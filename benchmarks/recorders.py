@@ -1,6 +1,6 @@
 """What `recording.py` compares: our recorder, LeRobot's, the plain way, and the scene that all of them record.
 
-Each has `add(images, vector)`, `save()` and `close()`; `dropped` counts the open episode's pictures that were lost, repeated
+Each has `add(images, vector)`, `save()` and `close()`; `dropped` counts the pictures of an episode that were lost, repeated
 or waited for.
 """
 

@@ -601,3 +601,19 @@ def test_the_command_refuses_what_is_no_dataset(tmp_path: Path, capsys: pytest.C
     assert main(["data", "repare"]) == 1
     assert "Did you mean 'repair'" in capsys.readouterr().err
     assert main(["data"]) == 1 and "repair" in capsys.readouterr().out
+
+
+def test_a_damaged_episode_keeps_nobody_from_repairing_another(
+    folder: Path, forked: Callable[..., Any]
+) -> None:
+    root = folder / "d"
+    left_open(root, "lerobot", forked)
+    damaged = root / "data/chunk-000/file-000.parquet"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    (found,) = find(root)
+    assert repair(root, found) == 2
+    reader = open_dataset(root)
+    assert len(reader) == 3 and reader.read(2).metadata["recovered"]["rows"] >= 4
+    with pytest.raises(DatasetError):
+        reader.read(0)
+    assert not find(root)

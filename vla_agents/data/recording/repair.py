@@ -137,7 +137,10 @@ def _recovered(reader: EpisodeReader) -> set[str]:
     """Which were repaired before: a repair that was killed behind its last rename leaves the folder."""
     found = set()
     for k in range(len(reader)):
-        note = reader.read(k, images=False).metadata.get(RECOVERED)
+        try:
+            note = reader.read(k, images=False).metadata.get(RECOVERED)
+        except DatasetError:  # a saved one that is damaged keeps nobody from repairing another
+            continue
         if isinstance(note, dict):
             found.add(str(note.get("id")))
     return found
