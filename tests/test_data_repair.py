@@ -115,7 +115,10 @@ def read_notes(file: Path) -> tuple[int, dict[int, dict[int, float]]]:
         if word == "saved":
             saved = int(numbers[0]) + 1
         else:
-            rows.setdefault(int(numbers[0]), {})[int(numbers[1])] = float(numbers[2])
+            episode, row = int(numbers[0]), int(numbers[1])
+            if not row:  # begun anew: what a try before had noted is gone
+                rows[episode] = {}
+            rows[episode][row] = float(numbers[2])
     return saved, rows
 
 
