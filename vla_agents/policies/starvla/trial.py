@@ -7,6 +7,7 @@ found out; `vla-agents check-starvla` prints each of them. Where no reading fits
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import product
@@ -139,7 +140,8 @@ def find_fast(near: Sequence[Path]) -> list[str]:
     """Folders with a FAST tokenizer in or beside some folders, the nearest first."""
     found: dict[str, None] = {}
     for folder in near:
-        inside = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+        readable = folder.is_dir() and os.access(folder, os.R_OK | os.X_OK)
+        inside = sorted(path for path in folder.iterdir() if path.is_dir()) if readable else []
         for path in (folder, *inside):
             if "fast" in path.name.lower() and all((path / name).is_file() for name in _FAST_FILES):
                 found.setdefault(str(path.resolve()))
