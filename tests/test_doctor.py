@@ -165,9 +165,11 @@ def test_an_extra_that_is_not_installed(as_installed, monkeypatch: pytest.Monkey
     assert command == f"{remedies.python()} -m pip install 'vla-agents[libero]'"
     # A venv that ./run made is added to by ./run.
     (tmp_path / "run").touch()
-    (tmp_path / remedies.STATE).touch()
+    (tmp_path / remedies.STATE).write_text("/another/checkout\n1 2\nlibero\n")
     monkeypatch.setattr(remedies, "checkout", lambda: tmp_path)
     monkeypatch.setattr(sys, "prefix", str(tmp_path))
+    assert remedies.install_extra("libero").endswith(f"pip install -e '{tmp_path}[libero]'")
+    (tmp_path / remedies.STATE).write_text(f"{tmp_path}\n1 2\ndev\n")
     assert remedies.install_extra("libero") == f"cd {tmp_path} && ./run setup libero"
 
 
@@ -281,6 +283,16 @@ def test_files_of_a_package_that_are_gone_or_cut_short(tmp_path: Path, monkeypat
     assert "2 files" in software.package_files("some-scenes")[0][0].found
 
 
+def test_a_configuration_of_liberos_that_points_nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    monkeypatch.setattr(software, "packages", lambda extra: [])
+    assert not rows_of(software.assets)
+    file = tmp_path / "config.yaml"
+    file.write_text(f"assets: {tmp_path}\nbddl_files: {tmp_path}/gone\n")
+    (row,) = software.assets(LIBERO)
+    assert row.status == "missing" and "bddl_files" in row.found and row.command == f"rm {file}"
+
+
 # ---- LIBERO's picture -----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("darker", "status"), [(0.0, "ok"), (1.5, "ok"), (36.4, "missing"), (-10.0, "missing")]
@@ -301,7 +313,9 @@ def test_a_simulator_that_fails_or_crashes_is_a_row(monkeypatch: pytest.MonkeyPa
     told = {"problem": "LIBERO needs OpenGL", "remedy": "apt-get install libegl1"}
     monkeypatch.setattr(trials, "ask", lambda *_, **__: told)
     row = rows_of(trials.trial)["trial"]
-    assert row.status == "missing" and row.command == told["remedy"]
+    assert row.status == "missing" and row.command == remedies.sudo() + told["remedy"]
+    told["remedy"] = "pip install 'mujoco==3.3.0'"
+    assert rows_of(trials.trial)["trial"].command == f"{remedies.python()} -m pip install 'mujoco==3.3.0'"
 
     def crash(*args: Any, **kwargs: Any) -> None:
         raise probe.ProbeError("it crashed (SIGSEGV)")

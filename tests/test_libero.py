@@ -19,7 +19,13 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 import vla_agents  # noqa: F401  (registers the ids)
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs.libero.brightness import brightness_problem, frame_means
-from vla_agents.errors import ActionError, ConfigError, MissingDependencyError, UnknownNameError
+from vla_agents.errors import (
+    ActionError,
+    ConfigError,
+    MissingDependencyError,
+    SimulatorError,
+    UnknownNameError,
+)
 
 pytestmark = [
     pytest.mark.libero,
@@ -216,6 +222,15 @@ def test_render_is_the_agentview(env):
 
 
 # ---- bad input ---------------------------------------------------------------------------------------------
+def test_a_missing_asset_is_a_sentence(tmp_path, monkeypatch):
+    (tmp_path / "config.yaml").write_text(f"assets: {tmp_path}\n")
+    monkeypatch.setenv("LIBERO_CONFIG_PATH", str(tmp_path))
+    env = make()
+    with pytest.raises(SimulatorError, match=f"a file of LIBERO is missing: {tmp_path}"):
+        env.reset(seed=0)
+    env.close()
+
+
 def test_unknown_names_are_refused_with_a_suggestion():
     with pytest.raises(UnknownNameError, match="Did you mean 'libero_object'"):
         make(suite="libero_objects")

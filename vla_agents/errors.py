@@ -193,7 +193,7 @@ class RenderingError(VlaAgentsError, RuntimeError):
 
 
 class SimulatorError(VlaAgentsError, RuntimeError):
-    """A simulator in a process of its own died, or did not answer; says what it printed last."""
+    """A simulator that does not run: in a wrong version, a file missing; or, in a process of its own, died or silent."""
 
 
 class PlanningError(VlaAgentsError, RuntimeError):

@@ -38,10 +38,19 @@ def install_extra(extra: str) -> str:
     root = checkout()
     if root is None:
         return pip_install(f"vla-agents[{extra}]" if extra else "vla-agents")
-    if (Path(sys.prefix) / STATE).is_file() and (root / "run").is_file():
+    if _made_by_run(root):
         there = "" if root == Path.cwd() else f"cd {shlex.quote(str(root))} && "
         return f"{there}./run setup {extra}".rstrip()
     return pip_install(f"{root}[{extra}]" if extra else str(root), options="-e")
+
+
+def _made_by_run(root: Path) -> bool:
+    """Whether this environment is the one that the source tree's `./run` installs into."""
+    try:
+        made_for = (Path(sys.prefix) / STATE).read_text(encoding="utf-8").splitlines()[:1]
+    except OSError:
+        return False
+    return made_for == [str(root)] and (root / "run").is_file()
 
 
 def apt(*names: str) -> dict[str, str]:

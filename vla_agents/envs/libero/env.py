@@ -9,6 +9,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.envs.explaining import explaining
 from vla_agents.envs.libero.expert import PickPlaceExpert
 from vla_agents.envs.libero.simulator import CAMERAS, LiberoSimulator, choose_gl, mujoco_version
 from vla_agents.envs.libero.suites import (
@@ -67,6 +68,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Raises:
         MissingDependencyError: LIBERO is not installed.
+        SimulatorError: On reset: a version that does not fit, a file that is missing; says the command.
         UnknownNameError: No such suite, task or camera.
     """
 
@@ -126,13 +128,14 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         super().reset(seed=seed)
         number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         task, index = self._choose(number, options or {})
-        simulator = self._load(task)
-        self._init_state = index
-        simulator.reset(self._init_states_of(task)[index], seed=index)
-        if not self.settle_steps:
-            simulator.look()
-        for left in reversed(range(self.settle_steps)):
-            simulator.step(IDLE, look=left == 0)
+        with explaining("LIBERO", "libero"):
+            simulator = self._load(task)
+            self._init_state = index
+            simulator.reset(self._init_states_of(task)[index], seed=index)
+            if not self.settle_steps:
+                simulator.look()
+            for left in reversed(range(self.settle_steps)):
+                simulator.step(IDLE, look=left == 0)
         self._steps, self._success = 0, False
         self._expert, self._expert_says = PickPlaceExpert(simulator), None
         return self._observe(), self._info()

@@ -242,7 +242,7 @@ def is_dark(version: str) -> bool:
 @cache
 def _warn_dark(version: str) -> None:
     logger.warning(
-        "mujoco %s draws LIBERO about 36 of 255 grey levels darker than the version its data were made with; "
+        "mujoco %s draws LIBERO darker than the version its data were made with (libero_object by 36 of 255 grey levels); "
         "policies trained on published data see other pictures. Remedy: pip install 'mujoco==3.3.0'",
         version,
     )

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.envs.explaining import explaining
 from vla_agents.envs.metaworld.tasks import INSTRUCTIONS, require_metaworld, select_tasks
 from vla_agents.envs.rendering import FrameRenderer, import_mujoco, make_renderer, require_gl
 from vla_agents.errors import ActionError, ConfigError, UnknownNameError
@@ -63,6 +64,7 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Raises:
         MissingDependencyError: Meta-World is not installed.
+        SimulatorError: On reset: a version that does not fit, a file that is missing; says the command.
         UnknownNameError: No such task or camera.
     """
 
@@ -119,9 +121,10 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         task = self.tasks[number // TRIALS % len(self.tasks)]
         if options and "task" in options:
             task = select_tasks(options["task"])[0]
-        self._load(task)
-        self._sim.np_random = np.random.default_rng(number)
-        self._full, _ = self._sim.reset()
+        with explaining("Meta-World", "metaworld"):
+            self._load(task)
+            self._sim.np_random = np.random.default_rng(number)
+            self._full, _ = self._sim.reset()
         self._steps, self._success = 0, False
         self._look()
         return self._observe(), self._info()
