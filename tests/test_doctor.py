@@ -20,6 +20,7 @@ from vla_agents import cli, versions
 from vla_agents.doctor import command, graphics, machine, probe, remedies, software
 from vla_agents.doctor import trial as trials
 from vla_agents.doctor.checks import Row, Target, examine, find_target
+from vla_agents.envs.isolated import environments
 from vla_agents.envs.libero.brightness import FRAME_MEANS, brightness_problem
 from vla_agents.errors import UnknownNameError
 from vla_agents.eval.suites import SUITES
@@ -171,6 +172,19 @@ def test_an_extra_that_is_not_installed(as_installed, monkeypatch: pytest.Monkey
     assert remedies.install_extra("libero").endswith(f"pip install -e '{tmp_path}[libero]'")
     (tmp_path / remedies.STATE).write_text(f"{tmp_path}\n1 2\ndev\n")
     assert remedies.install_extra("libero") == f"cd {tmp_path} && ./run setup libero"
+
+
+def test_a_simulator_with_an_environment_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    target = find_target("robosuite_lift")
+    assert target.where == "robosuite" and target.needs_opengl and not target.extra
+    monkeypatch.setenv("VLA_AGENTS_ENVS", str(tmp_path))
+    row = rows_of(software.own_environment, target)["own environment"]
+    assert row.status == "missing" and "robosuite is absent" in row.found
+    assert row.command == "vla-agents envs install robosuite"
+    (tmp_path / "robosuite").mkdir()
+    assert "unfinished" in rows_of(software.own_environment, target)["own environment"].found
+    monkeypatch.setattr(environments, "status", lambda name: "ready")
+    assert rows_of(software.own_environment, target)["own environment"].status == "ok"
 
 
 def test_another_package_of_the_same_name_is_noticed(as_installed):

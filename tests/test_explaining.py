@@ -57,6 +57,15 @@ def test_errors_of_our_own_pass(installed: list[Package]):
         fail(KeyboardInterrupt())  # type: ignore[arg-type]
 
 
+def test_where_versions_cannot_be_compared_the_error_passes(monkeypatch: pytest.MonkeyPatch):
+    def packages(extra: str) -> list[Package]:
+        raise ModuleNotFoundError("No module named 'packaging'")
+
+    monkeypatch.setattr(module, "packages", packages)
+    with pytest.raises(ZeroDivisionError):
+        fail(ZeroDivisionError())
+
+
 def test_a_file_that_is_gone_is_named_with_the_package_that_brings_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -49,17 +49,19 @@ class Target:
         extra: The extra of ours that it needs.
         env: Id of its environment.
         suite: Name of the suite.
+        where: The environment of its own that its simulator runs in (`vla-agents envs list`).
     """
 
     name: str = ""
     extra: str = ""
     env: str = ""
     suite: str = ""
+    where: str = ""
 
     @property
     def needs_opengl(self) -> bool:
         """Whether it cannot draw without."""
-        return self.extra in DRAWN_BY_OPENGL
+        return bool({self.extra, self.where}.intersection(DRAWN_BY_OPENGL))
 
     @property
     def needs_vulkan(self) -> bool:
@@ -87,7 +89,8 @@ def find_target(name: str) -> Target:
         return Target()
     if name in SUITES:
         suite = SUITES.get(name)
-        return Target(name, extra=suite.extra, env=suite.env, suite=name)
+        where = str(suite.env_args.get("where", ""))
+        return Target(name, extra=suite.extra, env=suite.env, suite=name, where=where)
     if name in gymnasium.registry or ":" in name:
         extra = next((SUITES.get(suite).extra for suite in SUITES if SUITES.get(suite).env == name), "")
         return Target(name, extra=extra, env=name)

@@ -24,6 +24,7 @@ CHECKS: dict[str, Check] = {
     "Python": machine.python_version,
     "packages": software.base_packages,
     "extra": software.extra_packages,
+    "own environment": software.own_environment,
     "assets": software.assets,
     "OpenGL": graphics.opengl,
     "Vulkan": graphics.vulkan,

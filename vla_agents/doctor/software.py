@@ -56,6 +56,20 @@ def extra_packages(target: Target) -> Iterator[Row]:
             yield from _below(one, {other.name for other in [*wanted, *packages()]})
 
 
+def own_environment(target: Target) -> Iterator[Row]:
+    """The virtual environment of a simulator that does not go with our packages."""
+    if not target.where:
+        return
+    from vla_agents.envs.isolated import environments  # with more than the other checks need
+
+    folder, found = environments.home() / target.where, environments.status(target.where)
+    command = f"vla-agents envs install {target.where}"
+    if found == "ready":
+        yield Row("own environment", "ok", f"{target.where}: {folder}")
+    else:
+        yield Row("own environment", "missing", f"{target.where} is {found} in {folder.parent}", command)
+
+
 def _unfit(wanted: list[Package], what: str, extra: str) -> Iterator[Row]:
     for one in wanted:
         if one.fits:

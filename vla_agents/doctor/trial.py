@@ -68,7 +68,9 @@ def _as_typed(remedy: str) -> dict[str, str]:
         return {"command": f"{python()} -m {remedy}"}
     if remedy.startswith("apt-get "):
         return {"command": f"{sudo()}{remedy}"}
-    return {} if remedy.startswith("vla-agents doctor") else {"advice": remedy}
+    if remedy.startswith("vla-agents doctor"):  # that is what runs here
+        return {}
+    return {"command": remedy} if remedy.startswith("vla-agents ") else {"advice": remedy}
 
 
 def _brightness(suite: str, means: dict[str, float]) -> Iterator[Row]:

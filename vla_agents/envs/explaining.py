@@ -36,7 +36,10 @@ def explaining(simulator: str, extra: str) -> Iterator[None]:
     except VlaAgentsError:
         raise
     except Exception as error:
-        explained = _missing_file(simulator, extra, error) or _wrong_version(simulator, extra, error)
+        try:
+            explained = _missing_file(simulator, extra, error) or _wrong_version(simulator, extra, error)
+        except ImportError:  # an environment of the simulator's own may lack what compares versions
+            raise error from None
         if explained is None:
             raise
         # A half-made simulator would live on in the traceback, and complain at exit, when OpenGL has ended.
