@@ -21,7 +21,6 @@ GB = 1e9
 LITTLE_DISK, NO_DISK = 5 * GB, 0.5 * GB  # a run's checkpoints and videos; not even a demo's (docs/install.md)
 LITTLE_MEMORY = 3 * GB  # an env of LIBERO and the process that drives it (docs/libero.md)
 LITTLE_SHARED = 0.25 * GB  # pictures on their way between processes; a container's default is 64 MB
-NEED_OF_EXTRA = {"libero": 1.6 * GB}
 
 
 def python_version(target: Target) -> Iterator[Row]:

@@ -15,7 +15,7 @@ import vla_agents
 from vla_agents.doctor.checks import Row, Target
 from vla_agents.doctor.probe import ProbeError, ask
 from vla_agents.doctor.remedies import install_extra, pip_install, python
-from vla_agents.versions import Package, dependencies, packages
+from vla_agents.versions import Package, checkout, dependencies, packages
 
 SHOWN = ("torch", "transformers", "mujoco", "gymnasium", "numpy")
 # Distributions that install modules of the same name over each other's: wanted -> others.
@@ -114,7 +114,10 @@ def assets(target: Target) -> Iterator[Row]:
     """The files of the packages as they were installed, by presence and size; and our own model."""
     weights = Path(vla_agents.__file__).parent / "policies" / "tiny_vlm" / "model.safetensors"
     if not weights.is_file() or weights.stat().st_size < 1_000_000:
-        yield Row("tiny model", "missing", f"{weights} is missing or cut short", install_extra(""))
+        root = checkout()
+        again = f"git -C {shlex.quote(str(root))} checkout -- {weights.relative_to(root)}" if root else ""
+        reinstall = pip_install("vla-agents", options="--force-reinstall --no-deps")
+        yield Row("tiny model", "missing", f"{weights} is missing or cut short", again or reinstall)
     if target.extra == "simpler":
         yield from _maniskill_assets()
     if target.extra == "libero":
