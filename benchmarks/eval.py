@@ -2,8 +2,8 @@
 
     python benchmarks/eval.py [--env tabletop|libero] [--hidden 256 --layers 6] [--episodes 16] [--num-envs 8] [--rounds 3]
 
-The policy is a Qwen-OFT with random weights over a Qwen3-VL of the given size (true architecture), so no episode ends before
-its step limit and all ways do the same work. The ways, interleaved, medians over the rounds:
+The policy is a Qwen-OFT with random weights over a Qwen3-VL of the given size (true architecture), so no episode ends
+before its step limit and all ways do the same work. The ways, interleaved, medians over the rounds:
 
     one env        reset, act, step in a loop, batch 1: how StarVLA's evaluation scripts work
     gymnasium      `AsyncVectorEnv` in lock step, a process per env, one batched `act` for all
