@@ -39,6 +39,7 @@ def observations() -> list[dict[str, Any]]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     "kind", [pytest.param(k, marks=[pytest.mark.long] if k in LONG else []) for k in POLICIES]
 )
