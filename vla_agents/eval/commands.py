@@ -75,17 +75,19 @@ class SuitesConfig:
 
 def run_suites(config: SuitesConfig) -> None:
     """`vla-agents eval suites [NAME]`."""
-    from rich.table import Table
+    from rich.table import Column, Table
 
     if not config.name:
-        listing = Table("suite", "tasks", "trials each", "environment", "needs")
+        listing = Table(Column("suite", no_wrap=True), "tasks", "trials", "played in", "needs")
         for name in SUITES:
             suite: Suite = SUITES.get(name)
-            needs = f"[{suite.extra}]" if suite.extra else ""
-            listing.add_row(name, str(suite.tasks), str(suite.trials), suite.env, needs.replace("[", r"\["))
+            env = suite.env_args.get("env", suite.env).removeprefix("vla_agents/")
+            own = suite.env_args.get("where", "")
+            needs = rf"\[{suite.extra}]" if suite.extra else f"envs install {own}" if own else ""
+            listing.add_row(name, str(suite.tasks), str(suite.trials), env, needs)
         rich.print(listing)
         rich.print(
-            "Not yet: RoboCasa, RoboTwin, CALVIN, BEHAVIOR, RLBench. Any other registered env: --env ID."
+            "Not yet: SimplerEnv, RoboCasa, RoboTwin, CALVIN, BEHAVIOR, RLBench. Any other registered env: --env ID."
         )
         return
     suite = SUITES.get(config.name)

@@ -9,7 +9,7 @@ pictures, which have to fit the policy anyway.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vla_agents.errors import ConfigError
@@ -162,6 +162,29 @@ for _task, _limit, _source in (
     ("Door", 500, "robosuite 1.5 benchmark: horizon 500"),
 ):
     SUITES.register(f"robosuite_{_task.lower()}", _robosuite(_task, _limit, _source))
+
+
+def _libero_pro(base: str, change: str, limit: int, what: str) -> Suite:
+    suite = _libero(f"{base}_{change}", 10, limit)
+    protocol = {**suite.protocol, "changed": what, "step limit": f"{suite.protocol['step limit']}, as {base}"}
+    return replace(
+        suite, protocol=protocol, source="LIBERO-PRO (arXiv 2510.03827); limits of the suite it is made of"
+    )
+
+
+for _name, _limit in (
+    ("libero_spatial", 220),
+    ("libero_object", 280),
+    ("libero_goal", 300),
+    ("libero_10", 520),
+):
+    for _change, _what in (
+        ("lan", "the instruction is worded otherwise"),
+        ("object", "objects look otherwise"),
+        ("swap", "objects have changed places"),
+        ("task", "another goal in the same scene, and an instruction that says so"),
+    ):
+        SUITES.register(f"{_name}_{_change}", _libero_pro(_name, _change, _limit, _what))
 for _name, _tasks in (("mt10", 10), ("mt50", 50)):
     SUITES.register(f"metaworld_{_name}", _metaworld(_name, _tasks))
 for _level in ("easy", "medium", "hard"):

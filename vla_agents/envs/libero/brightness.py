@@ -33,7 +33,7 @@ def brightness_problem(suite: str, means: Mapping[str, float]) -> str:
     """What is wrong with the means of the suite's first pictures, in a sentence; "" where nothing is."""
     wrong = [
         f"{camera} {means[camera]:.1f} instead of {expected:.1f}"
-        for camera, expected in FRAME_MEANS[suite].items()
+        for camera, expected in FRAME_MEANS.get(suite, {}).items()
         if abs(means[camera] - expected) > TOLERANCE
     ]
     if not wrong:

@@ -7,10 +7,11 @@ OpenVLA and StarVLA; each is a little above the longest human demonstration of t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -29,11 +30,13 @@ class Suite:
         name: As the benchmark calls it.
         num_tasks: Number of tasks.
         max_steps: Policy steps of an episode in the published evaluations, settling not counted.
+        says: Where the instruction stands: `"list"`, the benchmark's list of tasks, or `"scene"`, the scene's BDDL file.
     """
 
     name: str
     num_tasks: int
     max_steps: int
+    says: Literal["list", "scene"] = "list"
 
 
 SUITES: dict[str, Suite] = {
@@ -45,6 +48,21 @@ SUITES: dict[str, Suite] = {
         Suite("libero_10", 10, 520),
         Suite("libero_90", 90, 400),
     )
+}
+# LIBERO-PRO (Zhou et al., 2025): the tasks of a suite with one thing changed. What the benchmark ships scenes and initial
+# states for; its fifth change, the room, it does not. Only a new wording and a new goal change the instruction.
+PRO: dict[str, str] = {
+    "lan": "the instruction is worded otherwise",
+    "object": "objects look otherwise",
+    "swap": "objects have changed places",
+    "task": "another goal in the same scene, and an instruction that says so",
+}
+SUITES |= {
+    f"{base}_{change}": Suite(
+        f"{base}_{change}", 10, SUITES[base].max_steps, "scene" if change in ("lan", "task") else "list"
+    )
+    for base in ("libero_spatial", "libero_object", "libero_goal", "libero_10")
+    for change in PRO
 }
 
 
@@ -88,7 +106,7 @@ def load_tasks(suite: str) -> list[Task]:
     Raises:
         MissingDependencyError: LIBERO is not installed.
     """
-    get_suite(suite)
+    says = get_suite(suite).says
     require_libero()
     # Not through benchmark.get_benchmark_dict(): that prints, and this table is all it reads.
     from libero.libero import get_libero_path
@@ -100,12 +118,22 @@ def load_tasks(suite: str) -> list[Task]:
             suite=suite,
             index=index,
             name=entry.name,
-            language=entry.language,
+            language=entry.language
+            if says == "list"
+            else _instruction_of(bddl / entry.problem_folder / entry.bddl_file),
             bddl_file=bddl / entry.problem_folder / entry.bddl_file,
             init_file=init / entry.problem_folder / entry.init_states_file,
         )
         for index, entry in enumerate(task_maps[suite].values())
     ]
+
+
+def _instruction_of(scene: Path) -> str:
+    """What a BDDL file's `(:language ...)` says, with a plain apostrophe."""
+    found = re.search(r"\(:language\s+([^)]*)\)", scene.read_text(encoding="utf-8"))
+    if found is None:
+        raise ConfigError(f"{scene} has no (:language ...)", "install the benchmark's package again")
+    return " ".join(found[1].split()).replace("\u2019", "'")
 
 
 def require_libero() -> None:
