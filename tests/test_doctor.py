@@ -403,3 +403,14 @@ def test_json_goes_to_a_file_beside_the_table(
     assert "no/folder.json" in capsys.readouterr().err
     monkeypatch.setattr(command, "CHECKS", {"some": lambda target: ROWS[::2]})
     assert cli.main(["doctor"]) == 0
+
+
+def test_a_remedy_leaves_the_process_fit_to_compile() -> None:
+    """setuptools gives up its own distutils for good when pip is asked for, and torch's compiler wants it."""
+    code = """
+from vla_agents.doctor import remedies
+remedies.pip_install("anything")
+import torch.utils.cpp_extension
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr

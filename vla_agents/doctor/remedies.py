@@ -6,7 +6,7 @@ import os
 import shlex
 import shutil
 import sys
-from importlib.util import find_spec
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from vla_agents.versions import checkout
@@ -26,7 +26,9 @@ def python() -> str:
 def pip_install(*wanted: str, options: str = "") -> str:
     """Installs packages into this Python's environment."""
     what = " ".join([*options.split(), *map(shlex.quote, wanted)])
-    if find_spec("pip") is not None:
+    # Asked past `sys.meta_path`: setuptools takes a question for pip as a sign that its own distutils is not wanted, and
+    # torch.compile fails later in this process.
+    if PathFinder.find_spec("pip") is not None:
         return f"{python()} -m pip install {what}"
     if shutil.which("uv"):
         return f"uv pip install --python {shlex.quote(sys.executable)} {what}"
