@@ -11,7 +11,7 @@ from pathlib import Path
 import msgpack
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
@@ -58,6 +58,8 @@ def same(a, b) -> bool:
 
 
 @given(values)
+@example(b"")
+@example([b"a"])
 @settings(deadline=None)
 def test_what_is_read_is_what_was_written(value):
     assert same(value, decode(Encoder().encode(value)))

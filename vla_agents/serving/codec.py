@@ -76,7 +76,7 @@ def decode(
         raise FrameError("the message ends in the middle of a value") from None
     if reader.at != reader.end:
         raise FrameError(f"{reader.end - reader.at} bytes after the end of the message")
-    return value
+    return _plain(value)
 
 
 _NUMBERS = {  # first byte -> layout of what follows
