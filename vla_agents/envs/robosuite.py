@@ -17,9 +17,10 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.embodiment import Embodiment
+from vla_agents.envs.common import check_view, checked_action, panda_by_its_hand
 from vla_agents.envs.rendering import require_gl
-from vla_agents.errors import ActionError, ConfigError, UnknownNameError
+from vla_agents.errors import ConfigError, UnknownNameError
 from vla_agents.rotations import unfolded_axis_angle
 
 CONTROL_HZ = 20.0
@@ -55,21 +56,7 @@ def robosuite_embodiment(
     cameras: tuple[str, ...] = ("agentview", "wrist"), image_size: int = 128
 ) -> Embodiment:
     """A Panda arm moved by its hand (operational-space control, deltas in the base frame), 20 actions per second."""
-    return Embodiment(
-        name="robosuite_panda",
-        action=(
-            Part("delta_position", 3, "delta_xyz", -1.0, 1.0, "0.05 m"),
-            Part("delta_rotation", 3, "delta_axis_angle", -1.0, 1.0, "0.5 rad"),
-            Part("gripper", 1, "gripper_close_pm1", -1.0, 1.0),
-        ),
-        state=(
-            Part("eef_position", 3, "xyz", -3.0, 3.0, "m"),
-            Part("eef_rotation", 3, "axis_angle", -2 * np.pi, 2 * np.pi, "rad"),
-            Part("gripper", 2, "gripper_position", -0.1, 0.1, "m"),
-        ),
-        cameras=tuple(Camera(name, image_size, image_size) for name in cameras),
-        control_hz=CONTROL_HZ,
-    )
+    return panda_by_its_hand("robosuite_panda", cameras, image_size, CONTROL_HZ)
 
 
 class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -102,17 +89,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> None:
         if task not in TASKS:
             raise UnknownNameError("robosuite task", task, TASKS)
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise UnknownNameError("render_mode", render_mode, self.metadata["render_modes"])
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise UnknownNameError("robosuite camera", camera, CAMERAS)
+        check_view("robosuite", cameras, CAMERAS, image_size, render_mode)
         self.max_steps = TASKS[task].max_steps if max_steps is None else max_steps
-        if self.max_steps < 1 or not 8 <= image_size <= 2048:
-            raise ConfigError(
-                f"max_steps={max_steps}, image_size={image_size}",
-                "max_steps is at least 1, image_size between 8 and 2048",
-            )
+        if self.max_steps < 1:
+            raise ConfigError(f"max_steps={max_steps}", "it is at least 1")
         _require_robosuite()
         self.task, self.render_mode = task, render_mode
         self.embodiment = robosuite_embodiment(tuple(cameras), image_size)
@@ -141,7 +121,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Carry out one action, float (7,), clipped to [-1, 1]; reward 1 at the goal, which ends the episode."""
         self._ready()
-        self._seen, *_ = self._sim.step(self._checked(action))
+        self._seen, *_ = self._sim.step(checked_action(action, self.embodiment))
         self._steps += 1
         self._success = bool(self._sim._check_success())
         truncated = self._steps >= self.max_steps and not self._success
@@ -181,14 +161,6 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "instruction": TASKS[self.task].instruction,
             "renderer": self._renderer,
         }
-
-    def _checked(self, action: np.ndarray) -> np.ndarray:
-        given = np.asarray(action, np.float64)
-        if given.shape != (self.embodiment.action_dim,):
-            raise ActionError(f"action has shape {given.shape}, expected ({self.embodiment.action_dim},)")
-        if not np.isfinite(given).all():
-            raise ActionError(f"action is not finite: {given.tolist()}")
-        return np.clip(given, -1.0, 1.0)
 
 
 def _require_robosuite() -> None:

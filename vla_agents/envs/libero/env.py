@@ -8,7 +8,8 @@ import gymnasium
 import numpy as np
 from gymnasium.error import ResetNeeded
 
-from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.embodiment import Embodiment
+from vla_agents.envs.common import check_view, checked_action, panda_by_its_hand
 from vla_agents.envs.explaining import explaining
 from vla_agents.envs.libero.expert import PickPlaceExpert
 from vla_agents.envs.libero.simulator import CAMERAS, LiberoSimulator, choose_gl, mujoco_version
@@ -22,7 +23,7 @@ from vla_agents.envs.libero.suites import (
     load_tasks,
     select_tasks,
 )
-from vla_agents.errors import ActionError, ConfigError, UnknownNameError
+from vla_agents.errors import ConfigError, UnknownNameError
 
 # Stand still with the gripper open: what the benchmark does while an initial state settles.
 IDLE = np.array([0, 0, 0, 0, 0, 0, -1], np.float32)
@@ -31,21 +32,7 @@ _OPTIONS = ("init_state", "task")
 
 def libero_embodiment(cameras: tuple[str, ...] = ("agentview", "wrist"), image_size: int = 128) -> Embodiment:
     """The body of every LIBERO task: a Panda arm moved by its hand, 20 actions per second."""
-    return Embodiment(
-        name="libero_panda",
-        action=(
-            Part("delta_position", 3, "delta_xyz", -1.0, 1.0, "0.05 m"),
-            Part("delta_rotation", 3, "delta_axis_angle", -1.0, 1.0, "0.5 rad"),
-            Part("gripper", 1, "gripper_close_pm1", -1.0, 1.0),
-        ),
-        state=(
-            Part("eef_position", 3, "xyz", -3.0, 3.0, "m"),
-            Part("eef_rotation", 3, "axis_angle", -2 * np.pi, 2 * np.pi, "rad"),
-            Part("gripper", 2, "gripper_position", -0.1, 0.1, "m"),
-        ),
-        cameras=tuple(Camera(name, image_size, image_size) for name in cameras),
-        control_hz=CONTROL_HZ,
-    )
+    return panda_by_its_hand("libero_panda", cameras, image_size, CONTROL_HZ)
 
 
 class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
@@ -85,16 +72,12 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         settle_steps: int = SETTLE_STEPS,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise UnknownNameError("render_mode", render_mode, self.metadata["render_modes"])
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise UnknownNameError("LIBERO camera", camera, CAMERAS)
+        check_view("LIBERO", cameras, CAMERAS, image_size, render_mode)
         limit = get_suite(suite).max_steps if max_steps is None else max_steps
-        if limit < 1 or settle_steps < 0 or not 8 <= image_size <= 2048:
+        if limit < 1 or settle_steps < 0:
             raise ConfigError(
-                f"max_steps={limit}, settle_steps={settle_steps}, image_size={image_size}",
-                "max_steps is at least 1, settle_steps at least 0, image_size between 8 and 2048",
+                f"max_steps={limit}, settle_steps={settle_steps}",
+                "max_steps is at least 1, settle_steps at least 0",
             )
         self.suite, self.max_steps, self.settle_steps = suite, limit, settle_steps
         self.render_mode = render_mode
@@ -143,7 +126,7 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Carry out one action, float (7,), clipped to [-1, 1]; reward 1 where the goal is reached."""
         simulator = self._ready()
-        self._success = simulator.step(self._checked(action))
+        self._success = simulator.step(checked_action(action, self.embodiment))
         self._steps += 1
         truncated = self._steps >= self.max_steps and not self._success
         return self._observe(), float(self._success), self._success, truncated, self._info()
@@ -221,16 +204,6 @@ class LiberoEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         if self._simulator is None:
             raise ResetNeeded("call reset() first")
         return self._simulator
-
-    def _checked(self, action: np.ndarray) -> np.ndarray:
-        given = np.asarray(action, np.float32)
-        if given.shape != (self.embodiment.action_dim,):
-            raise ActionError(f"action has shape {given.shape}, expected ({self.embodiment.action_dim},)")
-        if not np.isfinite(given).all():
-            parts = self.embodiment.action_slices()
-            bad = [name for name, part in parts.items() if not np.isfinite(given[part]).all()]
-            raise ActionError(f"action is not finite in {bad}: {given.tolist()}")
-        return np.clip(given, -1.0, 1.0)
 
     def _observe(self) -> dict[str, Any]:
         simulator = self._ready()

@@ -15,10 +15,11 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from vla_agents.embodiment import Camera, Embodiment, Part
+from vla_agents.envs.common import check_view, checked_action
 from vla_agents.envs.explaining import explaining
 from vla_agents.envs.metaworld.tasks import INSTRUCTIONS, require_metaworld, select_tasks
 from vla_agents.envs.rendering import FrameRenderer, import_mujoco, make_renderer, require_gl
-from vla_agents.errors import ActionError, ConfigError, UnknownNameError
+from vla_agents.errors import ConfigError, UnknownNameError
 
 CONTROL_HZ = 80.0
 MAX_STEPS = 500  # the package's `max_path_length`
@@ -79,16 +80,9 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         max_steps: int = MAX_STEPS,
         render_mode: str | None = None,
     ) -> None:
-        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
-            raise UnknownNameError("render_mode", render_mode, self.metadata["render_modes"])
-        for camera in cameras:
-            if camera not in CAMERAS:
-                raise UnknownNameError("Meta-World camera", camera, CAMERAS)
-        if not 1 <= max_steps <= MAX_STEPS or not 8 <= image_size <= 2048:
-            raise ConfigError(
-                f"max_steps={max_steps}, image_size={image_size}",
-                f"max_steps is between 1 and {MAX_STEPS}, image_size between 8 and 2048",
-            )
+        check_view("Meta-World", cameras, CAMERAS, image_size, render_mode)
+        if not 1 <= max_steps <= MAX_STEPS:
+            raise ConfigError(f"max_steps={max_steps}", f"it is between 1 and {MAX_STEPS}")
         self.tasks = select_tasks(task)
         require_metaworld()
         self.max_steps, self.render_mode, self._size = max_steps, render_mode, image_size
@@ -132,7 +126,7 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
         """Carry out one action, float (4,), clipped to [-1, 1]; the reward is the benchmark's own, 0 to 10."""
         self._ready()
-        self._full, reward, _, _, info = self._sim.step(self._checked(action))
+        self._full, reward, _, _, info = self._sim.step(checked_action(action, self.embodiment))
         self._steps += 1
         self._success = bool(info["success"])
         self._look()
@@ -195,14 +189,6 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     def _ready(self) -> None:
         if self._sim is None:
             raise ResetNeeded("call reset() first")
-
-    def _checked(self, action: np.ndarray) -> np.ndarray:
-        given = np.asarray(action, np.float32)
-        if given.shape != (self.embodiment.action_dim,):
-            raise ActionError(f"action has shape {given.shape}, expected ({self.embodiment.action_dim},)")
-        if not np.isfinite(given).all():
-            raise ActionError(f"action is not finite: {given.tolist()}")
-        return np.clip(given, -1.0, 1.0)
 
     def _observe(self) -> dict[str, Any]:
         observation = {
