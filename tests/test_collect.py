@@ -43,6 +43,8 @@ from vla_agents.errors import (
     RecordingError,
     UnknownNameError,
 )
+from vla_agents.eval.compare import compare
+from vla_agents.eval.page import Section, write_page
 from vla_agents.eval.report import EvalReport
 from vla_agents.rollout import rollout
 
@@ -196,7 +198,7 @@ def test_recorder_takes_the_real_times_of_observations() -> None:
     assert [step.camera_times for step in steps] == [{"front": 99.5 + k} for k in range(len(steps))]
 
 
-def test_recorder_does_not_invent_a_judgement() -> None:
+def test_recorder_does_not_invent_a_judgement(tmp_path: Path) -> None:
     class Unjudged(type(make_env(ENV_ID).unwrapped)):  # type: ignore[misc]
         def step(self, action: Any) -> Any:
             *rest, info = super().step(action)
@@ -210,6 +212,15 @@ def test_recorder_does_not_invent_a_judgement() -> None:
     assert (recorder.ended, recorder.judged, recorder.succeeded) == (1, 0, 0)
     report = EvalReport((result,))
     assert "1 of 1 episodes were judged by nobody" in report.summary()
+    assert (report.overall.episodes, report.overall.unjudged, report.overall.mean_steps) == (
+        0,
+        1,
+        result.steps,
+    )
+    with pytest.raises(ConfigError, match="no episode that both"):
+        compare(report, report)
+    write_page(tmp_path / "page.html", [Section("of nobody", report)])
+    assert "nobody judged it" in (tmp_path / "page.html").read_text()
 
 
 def test_the_share_of_successes_is_one_of_those_that_were_judged() -> None:

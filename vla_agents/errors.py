@@ -98,10 +98,10 @@ class EmbodimentMismatchError(EmbodimentError):
         differences: One line per difference, naming both sides and the transform that would mend it.
     """
 
-    def __init__(self, ours: str, theirs: str, differences: list[str]) -> None:
-        self.differences = list(differences)
+    def __init__(self, ours: str, theirs: str, differences: list[str], remedy: str = "") -> None:
+        self.ours, self.theirs, self.differences = ours, theirs, list(differences)
         listing = "\n".join(f"  - {line}" for line in differences)
-        super().__init__(f"{ours} does not fit {theirs}:\n{listing}")
+        super().__init__(f"{ours} does not fit {theirs}:\n{listing}", remedy)
 
 
 class ObservationError(VlaAgentsError, ValueError):

@@ -101,7 +101,7 @@ def mcnemar(both: int, only_a: int, only_b: int, neither: int) -> Comparison:
 def compare(a: EvalReport, b: EvalReport) -> dict[str, Comparison]:
     """Per task, and under "" over all.
 
-    Episodes that are errors in either are left out.
+    Episodes that are errors in either, or that nobody judged, are left out.
 
     Raises:
         ConfigError: The protocols differ, the scenes differ, or no seed occurs in both.
@@ -120,7 +120,7 @@ def compare(a: EvalReport, b: EvalReport) -> dict[str, Comparison]:
                 f"(renderers {a.renderer or '?'} and {b.renderer or '?'}, first pictures {one.first} and {other.first})",
                 "evaluate both with the same versions and renderer: results.json holds them",
             )
-        if one.result.error or other.result.error:
+        if any(entry.result.error or not entry.result.judged for entry in (one, other)):
             continue
         cell = 2 * (not one.result.success) + (not other.result.success)  # both, only a, only b, neither
         for task in ("", one.result.task):

@@ -135,7 +135,11 @@ def run_on_robot(config: RunConfig, *, console: Console | None = None) -> EvalRe
             progress=False,
         )
         videos.finish()
-    kept = tuple(result for result in report.episodes if not result.info.get("discarded", False))
+    kept = tuple(
+        dataclasses.replace(result, task=result.task or result.instruction)
+        for result in report.episodes
+        if not result.info.get("discarded", False)
+    )
     report = dataclasses.replace(report, episodes=kept)
     config.out.mkdir(parents=True, exist_ok=True)
     save_yaml(config, config.out / "run.yaml")

@@ -138,7 +138,11 @@ def _section(section: Section, folder: Path | None) -> str:
         flag += f'<p class="flag">{found.errors} episodes are errors (the agent could not act); they are not counted.</p>'
     plots = ""
     if len(tasks) > 1:
-        rows = [(task or "(unnamed)", a.successes, a.episodes, a.low, a.high) for task, a in tasks.items()]
+        rows = [
+            (task or "(unnamed)", a.successes, a.episodes, a.low, a.high)
+            for task, a in tasks.items()
+            if a.episodes
+        ]
         plots += f"<div><h3>Success per task</h3>{success_bars(rows)}{_interval_note()}</div>"
     lengths = [[float(r.steps) for r in report.episodes if r.success is which] for which in (True, False)]
     plots += (
@@ -156,6 +160,8 @@ def _section(section: Section, folder: Path | None) -> str:
 
 
 def _headline(found: Aggregate) -> str:
+    if not found.episodes:
+        return '<span class="big">- <small>no episode was judged</small></span>'
     return (
         f'<span class="big">{percent(found.success)} <small>{found.successes} of {found.episodes} episodes, '
         f"95 % interval {100 * found.low:.1f} - {100 * found.high:.1f} %</small></span>"
@@ -200,6 +206,7 @@ def _episodes(results: Sequence[EpisodeResult]) -> str:
 
 def _episode(result: EpisodeResult, flags: Sequence[str]) -> str:
     outcome = "success" if result.success else ("failure" if result.terminated else "out of time")
+    outcome = outcome if result.judged else "nobody judged it"
     outcome = f"error: {result.error}" if result.error else outcome
     cells = "".join(f"<td>{'yes' if result.info.get(name) else ''}</td>" for name in flags)
     reward = f"{result.reward:g}" if math.isfinite(result.reward) else ""

@@ -176,11 +176,8 @@ class EvalReport:
         line = f"{self.timing.seconds:.1f} s, {wall:.1f} ms per action, of that {infer:.1f} ms agent"
         if self.renderer:
             line += f", renderer {self.renderer}"
-        unjudged = sum(not result.judged and not result.error for result in self.episodes)
-        if unjudged:
-            line += (
-                f"\n{unjudged} of {len(self.episodes)} episodes were judged by nobody: they count as failures"
-            )
+        if unjudged := self.overall.unjudged:
+            line += f"\n{unjudged} of {len(self.episodes)} episodes were judged by nobody: they do not count"
         errors = [result for result in self.episodes if result.error]
         if errors:
             line += f"\n{len(errors)} episodes are errors, not counted as failures; the first (seed {errors[0].seed}): "
@@ -189,9 +186,10 @@ class EvalReport:
 
 
 def _cells(found: Aggregate) -> tuple[str, ...]:
+    known = found.episodes > 0
     return (
-        percent(found.success),
-        f"{100 * found.low:.1f} - {100 * found.high:.1f} %",
+        percent(found.success) if known else "-",
+        f"{100 * found.low:.1f} - {100 * found.high:.1f} %" if known else "-",
         f"{found.successes}/{found.episodes}",
         f"{found.mean_steps:.1f}",
         f"{found.errors}",

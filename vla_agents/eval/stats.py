@@ -44,15 +44,16 @@ class Aggregate:
     """A set of episodes in numbers.
 
     Args:
-        episodes: How many were judged: those the agent could play to their end.
+        episodes: How many were judged: played to their end, and the env or a person said what became of it.
         successes: How many of them succeeded.
         low: Lower end of the 95 % Wilson interval of the success rate.
         high: Upper end.
-        mean_steps: Mean number of actions per episode.
+        mean_steps: Mean number of actions per episode, judged or not.
         mean_steps_success: The same over the successful ones; None where there is none.
         mean_reward: Mean sum of rewards.
         rates: For every other yes/no value of the last info (e.g. `"wrong"`): where it is true, as a share.
         errors: Episodes besides these in which the agent could not act; neither successes nor failures.
+        unjudged: Episodes besides these that nobody judged; neither successes nor failures.
     """
 
     episodes: int
@@ -64,6 +65,7 @@ class Aggregate:
     mean_reward: float
     rates: dict[str, float] = field(default_factory=dict)
     errors: int = 0
+    unjudged: int = 0
 
     @property
     def success(self) -> float:
@@ -83,6 +85,7 @@ class Aggregate:
             "mean_reward": self.mean_reward,
             "rates": self.rates,
             "errors": self.errors,
+            "unjudged": self.unjudged,
         }
 
 
@@ -90,12 +93,13 @@ def aggregate(results: Iterable[EpisodeResult]) -> Aggregate:
     """What the episodes come to."""
     played = list(results)
     results = [result for result in played if not result.error]
-    good = [r for r in results if r.success]
+    judged = [result for result in results if result.judged]
+    good = [r for r in judged if r.success]
     flags = sorted({key for r in results for key, value in r.info.items() if isinstance(value, bool)})
     rates = {key: _mean([float(bool(r.info.get(key, False))) for r in results]) for key in flags}
-    low, high = wilson(len(good), len(results))
+    low, high = wilson(len(good), len(judged))
     return Aggregate(
-        episodes=len(results),
+        episodes=len(judged),
         successes=len(good),
         low=low,
         high=high,
@@ -104,6 +108,7 @@ def aggregate(results: Iterable[EpisodeResult]) -> Aggregate:
         mean_reward=_mean([r.reward for r in results]),
         rates=rates,
         errors=len(played) - len(results),
+        unjudged=len(results) - len(judged),
     )
 
 

@@ -23,8 +23,9 @@ import numpy as np
 from vla_agents.errors import ActionError, CameraError, ConfigError, RobotError, RobotStateError
 from vla_agents.robots.actions import ActionMap, Direct, check_action
 from vla_agents.robots.camera_set import CameraSet
+from vla_agents.robots.driving import drive
 from vla_agents.robots.estop import EStop
-from vla_agents.robots.limits import Limits
+from vla_agents.robots.limits import Limits, check_tighter
 from vla_agents.robots.loop import ControlLoop
 from vla_agents.robots.loop_tools import Now
 from vla_agents.robots.robot import CameraSource, Reading, Robot
@@ -93,7 +94,7 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         self.action_space = self.embodiment.action_space()
         self.metadata = {**self.metadata, "render_fps": rate}
         self._limits = limits or self.robot.limits
-        _check_tighter(self._limits, self.robot.limits)
+        check_tighter(self._limits, self.robot.limits)
         self.estop = estop or EStop()
         self._scene, self._instruction, self._said = scene, instruction, instruction
         self._max_steps, self._home = max_steps, home
@@ -245,36 +246,7 @@ class RobotEnv(gymnasium.Env[Observation, np.ndarray]):
         Raises:
             RobotError: Not reached in three times the time it should take.
         """
-        loop = self._connected()
-        limits, target = (
-            loop.limits,
-            np.clip(np.asarray(target, np.float64), loop.limits.low, loop.limits.high),
-        )
-        start = loop.now.command if loop.now.command is not None else target
-        longest = np.abs(target - start) / limits.velocity + limits.velocity / limits.acceleration
-        until = time.monotonic() + 3 * float(longest.max()) + 1.0
-        room = tolerance * (limits.high - limits.low)
-        near = limits.resolution + 1e-6 * (limits.high - limits.low)
-        there = False
-        while True:
-            loop.aim(target, drive=True)
-            now = loop.wait(loop.now.number + 1)
-            arrived, there = (
-                there,
-                now.command is not None and bool((np.abs(now.command - target) <= near).all()),
-            )
-            away = (
-                np.full(len(limits), np.inf) if now.reading is None else np.abs(now.reading.position - target)
-            )
-            if arrived and there and (away <= room).all():
-                loop.aim(None)
-                return
-            if time.monotonic() > until:
-                worst = limits.names[int(np.argmax(away / (limits.high - limits.low)))]
-                raise RobotError(
-                    f"the arm does not get to {np.round(target, 3).tolist()}: {worst} is off by {away.max():.3g}",
-                    "is something in its way, or the target outside of the workspace?",
-                )
+        drive(self._connected(), target, tolerance)
 
     # ---- inside -------------------------------------------------------------------------------------------
     def _connected(self) -> ControlLoop:
@@ -349,21 +321,6 @@ def _robot(robot: Robot | str, options: dict[str, Any] | None) -> Robot:
     if options:
         raise ConfigError("robot_args belong to a robot that is named", "make the robot with them")
     return robot
-
-
-def _check_tighter(ours: Limits, robots: Limits) -> None:
-    """Limits of an env may restrict the robot's, never widen them."""
-    tighter = ours.names == robots.names and bool(
-        (ours.low >= robots.low).all()
-        and (ours.high <= robots.high).all()
-        and (ours.velocity <= robots.velocity).all()
-        and (ours.acceleration <= robots.acceleration).all()
-        and (ours.effort <= robots.effort).all()
-        and (ours.lead <= robots.lead).all()
-        and (robots.workspace is None or ours.workspace is not None)
-    )
-    if not tighter:
-        raise ConfigError("the limits given are wider than the robot's own", "start from robot.limits")
 
 
 def _close(a: np.ndarray, b: np.ndarray) -> bool:

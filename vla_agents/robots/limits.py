@@ -207,3 +207,22 @@ class Limits:
 def _frozen(array: np.ndarray) -> np.ndarray:
     array.flags.writeable = False
     return array
+
+
+def check_tighter(ours: Limits, robots: Limits) -> None:
+    """Limits of an env may restrict the robot's, never widen them.
+
+    Raises:
+        ConfigError: They are wider somewhere, or of other axes.
+    """
+    tighter = ours.names == robots.names and bool(
+        (ours.low >= robots.low).all()
+        and (ours.high <= robots.high).all()
+        and (ours.velocity <= robots.velocity).all()
+        and (ours.acceleration <= robots.acceleration).all()
+        and (ours.effort <= robots.effort).all()
+        and (ours.lead <= robots.lead).all()
+        and (robots.workspace is None or ours.workspace is not None)
+    )
+    if not tighter:
+        raise ConfigError("the limits given are wider than the robot's own", "start from robot.limits")

@@ -19,7 +19,7 @@ from vla_agents.collect.live.session import Operated, Session
 from vla_agents.collect.live.web import Page
 from vla_agents.collect.teleop import Device, make_device
 from vla_agents.embodiment import embodiment_of
-from vla_agents.errors import ConfigError
+from vla_agents.errors import ConfigError, EmbodimentMismatchError
 from vla_agents.robots.env import RobotEnv
 from vla_agents.takeover import Takeover
 
@@ -100,7 +100,13 @@ def _agent(config: Any, env: gymnasium.Env, device: Device | None, *, real: bool
     name, options = config.agent or "expert", dict(config.agent_args)
     if real and name not in ("expert", "random"):
         options.setdefault("asynchronous", True)  # nothing may keep a robot waiting
-    agent = make_agent(name, env, seed=config.seed, **options)
+    try:
+        agent = make_agent(name, env, seed=config.seed, **options)
+    except EmbodimentMismatchError as error:
+        if not config.robot or not any("camera" in line for line in error.differences):
+            raise
+        remedy = "the cameras of a robot are chosen by --cameras NAME=SOURCE, their size by --camera-size HEIGHT WIDTH"
+        raise EmbodimentMismatchError(error.ours, error.theirs, error.differences, remedy) from None
     return agent if device is None else Takeover(agent, device, embodiment=embodiment_of(env))
 
 
