@@ -19,7 +19,7 @@ from gymnasium.vector import AsyncVectorEnv, VectorEnv
 from rich.console import Console
 
 from vla_agents.agent import Agent, Observation, PolicyAgent
-from vla_agents.arguments import Options
+from vla_agents.arguments import Options, make_agent
 from vla_agents.bodies import Body, choose_body
 from vla_agents.chunking import make_chunker
 from vla_agents.embodiment import embodiment_of
@@ -34,6 +34,22 @@ from vla_agents.versions import package_versions
 
 EPISODES = 100
 FIRST_SEED = 100_000  # recordings start at 0: what is evaluated has not been seen in training
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Where one machine is not enough: workers on a Ray cluster, each with --num-envs environments and the agent."""
+
+    workers: int = 0
+    """How many workers play; 0: play in this process, without Ray."""
+    address: str = ""
+    """The cluster: auto, or HOST:PORT of its head; left out, Ray is started on this machine alone."""
+    cpus: float = 1.0
+    """Cores of each worker."""
+    gpus: float = 0.0
+    """GPUs of each worker; 0.25 lets four share one."""
+    retries: int = 2
+    """How often an episode is played again whose worker died."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,8 @@ class EvalConfig:
     """Play a part of the episodes, e.g. 2/4 on the second of four machines; `vla-agents eval merge` puts them together."""
     exact: bool = False
     """The policy plans for each environment by itself: results do not depend on --num-envs to the last bit; slower."""
+    ray: RayConfig = field(default_factory=RayConfig)
+    """Play on a Ray cluster."""
 
 
 def evaluate(
@@ -218,8 +236,21 @@ def make_eval_env(config: EvalConfig) -> gymnasium.Env | VectorEnv:
     return make_vec(config.env, count, asynchronous=config.asynchronous, wrappers=wrappers, **config.env_args)
 
 
+def make_eval_agent(config: EvalConfig, env: gymnasium.Env | VectorEnv) -> Agent:
+    """The agent a config describes."""
+    options: dict[str, Any] = {
+        "execute": config.execute,
+        "ensemble": config.ensemble,
+        "device": config.device,
+        "exact": config.exact or None,
+    }
+    return make_agent(config.agent, env, seed=config.seed, **options)
+
+
 def check_config(config: EvalConfig) -> None:
     """Raise `ConfigError` for counts that make no sense."""
+    if config.ray.workers < 0 or config.ray.cpus < 0 or config.ray.gpus < 0 or config.ray.retries < 0:
+        raise ConfigError(f"{config.ray}: none of these may be negative")
     for name in ("episodes", "num_envs"):
         if getattr(config, name) is not None and getattr(config, name) < 1:
             raise ConfigError(f"{name} is {getattr(config, name)}, it must be at least 1")

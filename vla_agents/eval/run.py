@@ -16,21 +16,40 @@ from typing import Any
 import rich
 from rich.console import Console
 
-from vla_agents.arguments import make_agent
 from vla_agents.config import save_yaml, to_dict
 from vla_agents.embodiment import embodiment_of
 from vla_agents.errors import ConfigError
-from vla_agents.eval.evaluate import EPISODES, EvalConfig, check_config, evaluate, make_eval_env
+from vla_agents.eval.evaluate import (
+    EPISODES,
+    EvalConfig,
+    check_config,
+    evaluate,
+    make_eval_agent,
+    make_eval_env,
+)
 from vla_agents.eval.ledger import NAME, Entry, Ledger, LedgerKeeper, differ, fingerprint, read
+from vla_agents.eval.on_ray import play_on_ray
 from vla_agents.eval.page import Section, write_page
 from vla_agents.eval.report import EvalReport, Timing
 from vla_agents.eval.suites import SUITES, Suite, free_options
 from vla_agents.eval.video import Clip, VideoRecorder
+from vla_agents.progress import ProgressBar
 from vla_agents.versions import package_versions
 
 RESULTS = "results.json"
 # How and where an evaluation ran, which does not change what it finds.
-_RUN = ("out", "videos", "metrics", "num_envs", "asynchronous", "device", "resume", "overwrite", "shard")
+_RUN = (
+    "out",
+    "videos",
+    "metrics",
+    "num_envs",
+    "asynchronous",
+    "device",
+    "resume",
+    "overwrite",
+    "shard",
+    "ray",
+)
 
 
 def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bool = True) -> EvalReport:
@@ -185,15 +204,14 @@ def _play(
     if not todo:
         _begin(config, ledger)
         return Timing(), videos.finish(), False
+    if config.ray.workers:
+        with ProgressBar("evaluating", len(todo), console=console, visible=progress) as bar:
+            timing, partial = play_on_ray(config, ledger, todo, bar, lambda: _begin(config, ledger))
+        videos.adopt(entry.result for entry in ledger.entries if entry.result.seed not in done)
+        return timing, videos.finish(), partial
     with contextlib.closing(make_eval_env(replace(config, episodes=len(todo)))) as env:
         videos.control_hz = embodiment_of(env).control_hz
-        options: dict[str, Any] = {
-            "execute": config.execute,
-            "ensemble": config.ensemble,
-            "device": config.device,
-        }
-        options["exact"] = config.exact or None
-        with make_agent(config.agent, env, seed=config.seed, **options) as agent:
+        with make_eval_agent(config, env) as agent:
             _begin(config, ledger)
             report = evaluate(
                 env,

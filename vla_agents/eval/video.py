@@ -72,11 +72,15 @@ class VideoRecorder(Listener):
         self._clips: dict[bool, list[Clip]] = {True: [], False: []}
 
     def adopt(self, results: Iterable[EpisodeResult]) -> None:
-        """Take over the videos that an interrupted evaluation left of these episodes."""
+        """Take over the videos of these episodes that others, or an interrupted evaluation, left; too many are deleted."""
         for result in results:
             path = self._path(result)
-            if path.is_file() and len(self._clips[result.success]) < self._count:
+            if not path.is_file():
+                continue
+            if len(self._clips[result.success]) < self._count:
                 self._clips[result.success].append(_clip(path, result))
+            else:
+                path.unlink()
 
     def on_reset(self, slot: int, seed: int, obs: Observation, info: dict[str, Any]) -> None:
         """Start a take where one may still be wanted."""
