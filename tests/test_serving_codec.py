@@ -270,3 +270,29 @@ def test_files_that_are_refused():
     ):  # fmt: skip
         with pytest.raises(FrameError):
             decode(msgpack.packb({"__ndarray_class__": True, "as_npy": data}), read_array=with_numpy_files)
+
+
+@pytest.mark.parametrize("size", [0, 1, 7, 8, 125, 126, 65_535, 65_536, 300_001])
+def test_a_frame_is_masked_as_websockets_reads_it(size):
+    from websockets.protocol import SERVER
+    from websockets.server import ServerProtocol
+
+    from vla_agents.serving.transport import _MaskedFrame
+
+    data = np.random.default_rng(size).bytes(size)
+    frames = _MaskedFrame()
+    frames.write(bytes(1000))
+    reader = ServerProtocol(state=1)  # open
+    assert reader.side is SERVER
+    reader.receive_data(bytes(frames.write(data)))
+    (frame,) = reader.events_received()
+    assert bytes(frame.data) == data and frame.fin
+
+
+def test_a_view_is_the_message_and_must_be_released():
+    encoder, message = Encoder(), {"x": np.arange(100_000)}
+    with encoder.view(message) as data:
+        assert bytes(data) == Encoder().encode(message)
+        with pytest.raises(BufferError):
+            encoder.encode(message)
+    assert encoder.encode({"a": 1}) == Encoder().encode({"a": 1})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import random
 import signal
@@ -12,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -378,12 +379,24 @@ def flood(url: str, frames: Iterator[bytes]) -> int:
     return answered
 
 
+def flood_from_a_process(url: str, count: int, seed: int) -> int:
+    """As `flood`, telling how far it is (`pytest -s`)."""
+
+    def told() -> Iterator[bytes]:
+        for said, frame in enumerate(hostile_frames(count, seed), 1):
+            if said % 10_000 == 0:
+                print(f"seed {seed}: {said} of {count} frames", flush=True)
+            yield frame
+
+    return flood(url, told())
+
+
 MANY = pytest.param(1_000_000, marks=[pytest.mark.long, pytest.mark.timeout(3600)])
 
 
 @pytest.mark.parametrize("count", [pytest.param(20_000, marks=pytest.mark.slow), MANY])
 def test_hostile_frames_hurt_nobody(tmp_path, count):
-    with served(tmp_path, "--max-clients", "8") as server:
+    with served(tmp_path, "--max-clients", "12") as server:
         process = psutil.Process(server.process.pid)
         url = server.url
         with PolicyClient(url) as client:
@@ -399,9 +412,10 @@ def test_hostile_frames_hurt_nobody(tmp_path, count):
                     assert np.allclose(client.plan([observation()]), 0)
                     served_on.append(time.monotonic() - begin)
 
-            with ThreadPoolExecutor(3) as pool:
-                asking = pool.submit(ask)
-                floods = [pool.submit(flood, url, hostile_frames(count // 2, seed)) for seed in (1, 2)]
+            spawn = multiprocessing.get_context("spawn")
+            with ThreadPoolExecutor(1) as one, ProcessPoolExecutor(4, mp_context=spawn) as pool:
+                asking = one.submit(ask)
+                floods = [pool.submit(flood_from_a_process, url, count // 4, seed) for seed in range(4)]
                 answered = sum(future.result(3600) for future in floods)
                 done.set()
                 asking.result(60)

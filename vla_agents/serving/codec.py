@@ -309,6 +309,19 @@ class Encoder:
         Raises:
             FrameError: It holds something that cannot be sent.
         """
+        self._pack(message)
+        return self._packer.bytes()
+
+    def view(self, message: Any) -> memoryview:
+        """The message in the encoder's own buffer, to be released before the next one is written.
+
+        Raises:
+            FrameError: It holds something that cannot be sent.
+        """
+        self._pack(message)
+        return memoryview(self._packer.getbuffer())
+
+    def _pack(self, message: Any) -> None:
         self._packer.reset()
         try:
             self._packer.pack(message)
@@ -316,4 +329,3 @@ class Encoder:
             raise (
                 error if isinstance(error, FrameError) else FrameError(f"cannot be sent: {error}")
             ) from error
-        return self._packer.bytes()

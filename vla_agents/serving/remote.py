@@ -159,7 +159,8 @@ class PolicyClient:
 
     def _ask(self, wire: Wire, message: dict[str, Any], kind: str) -> dict[str, Any]:
         self._count += 1
-        wire.send(self._encoder.encode(message | {"id": self._count}))
+        with self._encoder.view(message | {"id": self._count}) as data:
+            wire.send(data)
         answer = _read(wire.receive(), kind)
         if answer.get("id") != self._count:
             raise FrameError(f"the server answered request {answer.get('id')!r}, not {self._count}")

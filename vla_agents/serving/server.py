@@ -26,6 +26,7 @@ from urllib.parse import urlsplit
 
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, MissingDependencyError, ServingError
+from vla_agents.serving.allocator import keep_freed_memory
 from vla_agents.serving.batching import Batcher, BatchPlanner
 from vla_agents.serving.messages import SUBPROTOCOL
 from vla_agents.serving.metrics import CONTENT_TYPE, ServerMetrics
@@ -88,6 +89,7 @@ class PolicyServer:
             from websockets.asyncio.server import serve, unix_serve
         except ImportError as error:
             raise MissingDependencyError("websockets", "serving", "a policy server") from error
+        keep_freed_memory()
         options: dict[str, Any] = {
             "process_request": self._admit,
             "subprotocols": [SUBPROTOCOL],
