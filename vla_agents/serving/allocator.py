@@ -1,7 +1,7 @@
 """Freed memory that stays with the process, for servers.
 
-By default glibc gives a freed block of 128 KiB or more back to the system at once, and the next message's pages are faulted in
-one by one: for two pictures of 224 x 224, copied a few times on their way in, a third of a millisecond.
+By default glibc gives a freed block of 128 KiB or more back to the system at once, and the next message's pages are
+faulted in one by one: for two pictures of 224 x 224, copied a few times on their way in, a third of a millisecond.
 """
 
 from __future__ import annotations
