@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from vla_agents.train.trainer import TrainResult
 def train_command(args: Sequence[str]) -> None:
     """Train; or with `--dry-run` and `--find-batch-size`, only tell."""
     config = parse(TrainConfig, args, "train")
+    logging.getLogger("vla_agents.train").setLevel(logging.INFO)  # rounds and stages, beside what is amiss
     if config.dry_run or config.find_batch_size:
         _tell(config)
         return

@@ -95,7 +95,7 @@ class Curriculum(BehaviourCloning):
         target = self.stage + (-1 if why == "backed off" else 1)
         names = [stage.name for stage in self.settings.stages]
         self.history.append({"step": step, "stage": names[self.stage], "success": success, "what": why})
-        _log.warning(
+        _log.info(
             "step %d: stage %r %s at success %.2f; now %r",
             step,
             names[self.stage],

@@ -145,7 +145,7 @@ class Online(BehaviourCloning):
         self._policy.train(was_training)
         played = self.buffer.played(number)
         rate = np.mean([line["success"] for line in played])
-        _log.warning(
+        _log.info(
             "round %d: %d episodes played, success %.2f, %d kept",
             number,
             len(played),
