@@ -15,6 +15,7 @@ from vla_agents.cli import parse
 from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator
 from vla_agents.train.callbacks import Callback
 from vla_agents.train.config import TrainConfig
+from vla_agents.train.engines import processes
 from vla_agents.train.run import prepare, train
 from vla_agents.train.trainer import TrainResult
 
@@ -22,15 +23,19 @@ from vla_agents.train.trainer import TrainResult
 def train_command(args: Sequence[str]) -> None:
     """Train; or with `--dry-run` and `--find-batch-size`, only tell."""
     config = parse(TrainConfig, args, "train")
-    logging.getLogger("vla_agents.train").setLevel(logging.INFO)  # rounds and stages, beside what is amiss
+    main = processes.rank() == 0
+    if main:
+        logging.getLogger("vla_agents.train").setLevel(
+            logging.INFO
+        )  # rounds and stages, beside what is amiss
     if config.dry_run or config.find_batch_size:
         _tell(config)
         return
     result = train_run(config)
     numbers = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
-    Console().print(
-        f"step {result.step}  {numbers}\nbest checkpoint: {Path(config.out) / 'best'}", highlight=False
-    )
+    if main:
+        line = f"step {result.step}  {numbers}\nbest checkpoint: {Path(config.out) / 'best'}"
+        Console().print(line, highlight=False)
     if result.interrupted:
         raise KeyboardInterrupt
 
