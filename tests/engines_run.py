@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.state import AcceleratorState
 from test_train import BASE
 from test_train_exact import cloning
 from tiny_all import framework
@@ -26,7 +27,7 @@ class StopAt(Callback):
             trainer.stop()
 
 
-def make(engine: str, name: str, callbacks: Any = (), **options: Any) -> Trainer:
+def make(engine: str, name: str, callbacks: Any = (), policy: str = "qwen_oft", **options: Any) -> Trainer:
     settings = {"steps": 4, "accumulation": 2, "save_every": 0, "validate_every": 4, "engine": engine}
     if not engine.startswith("zero"):
         settings["ema"] = 0.9
@@ -37,7 +38,7 @@ def make(engine: str, name: str, callbacks: Any = (), **options: Any) -> Trainer
         assert all(p.device.type == "cpu" and p.numel() for p in policy.parameters())
         return {"success": float(step)}
 
-    return Trainer(framework("qwen_oft"), cloning(4), config, evaluate, callbacks=callbacks)
+    return Trainer(framework(policy), cloning(4), config, evaluate, callbacks=callbacks)
 
 
 for engine in sys.argv[2].split(","):
@@ -54,3 +55,8 @@ for engine in sys.argv[2].split(","):
         "metrics": result.metrics,
     }
     (root / engine / f"rank{again.engine.rank}.json").write_text(json.dumps(found))
+    AcceleratorState._reset_state()  # it keeps one precision per process
+    if engine in ("ddp", "fsdp2"):
+        for policy in ("qwen_oft", "qwen_gr00t", "qwen_pi"):
+            make(engine, f"half_{policy}", policy=policy, steps=2, mixed_precision="bf16").fit()
+    AcceleratorState._reset_state()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from test_train import BASE, Fixed, losses
 from tiny import ArrayWindows, random_batch, rows
 from tiny_all import FRAMEWORKS, framework
@@ -133,3 +134,18 @@ def test_losses_that_count_different_things_have_a_share_each() -> None:
     assert shares.weigh(1, {"a": one, "b": one}) == {"a": pytest.approx(4 / 6), "b": 1}
     with pytest.raises(TrainingError, match="counts only"):
         shares.weigh(0, {"c": one})
+
+
+@every_framework
+def test_half_precision_takes_nearly_the_same_steps(kind: str, tmp_path: Path) -> None:
+    """bf16 under autocast: weights stay float32, the losses are those of float32 to the precision of bf16."""
+    found = {}
+    for precision in ("no", "bf16"):
+        AcceleratorState._reset_state(reset_partial_state=True)  # it keeps one precision per process
+        trainer = run(tmp_path / precision, framework(kind), cloning(6), steps=3, mixed_precision=precision)
+        trainer.fit()
+        AcceleratorState._reset_state(reset_partial_state=True)
+        assert all(p.dtype == torch.float32 for p in trainer.policy.parameters())
+        found[precision] = losses(tmp_path / precision)
+    assert found["bf16"] != found["no"]
+    assert found["bf16"] == pytest.approx(found["no"], rel=0.05)

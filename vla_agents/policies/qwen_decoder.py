@@ -128,7 +128,10 @@ def decode(
     text = model.language_model
     features, deep = see(model.visual, pixels, grids, known)
     row = torch.arange(len(ids), device=ids.device)[:, None]  # (B, 1)
-    x = text.embed_tokens(ids).index_put((row, places), features)
+    x = text.embed_tokens(ids)
+    x = x.index_put(
+        (row, places), features.to(x.dtype)
+    )  # under autocast the vision tower answers in half precision
     masks = {"full_attention": attention_mask(text.config, mask, x), "linear_attention": mask}
     kinds = _kinds(text)
     rotary = text.rotary_emb(x, positions)
@@ -142,7 +145,7 @@ def decode(
             position_embeddings=rotary,
         )
         if number <= len(deep):
-            x = x.index_put((row, places), x[row, places] + deep[number - 1])
+            x = x.index_put((row, places), x[row, places] + deep[number - 1].to(x.dtype))
         if number == len(text.layers) and final_norm:
             x = text.norm(x)
         if number in layers:

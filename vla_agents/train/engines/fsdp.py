@@ -1,15 +1,16 @@
 """FSDP2 (torch's own `fully_shard`): each process keeps a part of every weight, gradient and optimiser state.
 
 Zhao et al. 2023, "PyTorch FSDP: Experiences on Scaling Fully Sharded Data Parallel". The layers of the language model
-and the blocks of the action head are units: their weights are put together just before they are used. What is called
-otherwise than by `forward` (the vision tower, embeddings, the head's ends) is one unit, put together once for the forward
-pass and once for the backward pass. On a GPU by NCCL, on a CPU by gloo.
+are units: their weights are put together just before they are used. What is called otherwise than by `forward` (the vision
+tower, embeddings, the action head) is one unit, put together once for the forward pass and once for the backward
+pass. On a GPU by NCCL, on a CPU by gloo.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -33,12 +34,14 @@ class FSDPEngine(ShardedEngine):
         self.learner.to(self.device)
         mesh = init_device_mesh(self.device.type, (self.world,))
         half = torch.bfloat16 if config.mixed_precision == "bf16" else None
-        # Sums over processes stay in float32. Losses and normalisation are computed in what their inputs have.
-        mixed = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        # Sums over processes stay in float32. The language model's weights travel in half precision; what else there is
+        # (action heads compute normalisations and losses in float32) travels whole, and autocast decides where it is used.
+        kept = MixedPrecisionPolicy(param_dtype=None, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        mixed = replace(kept, param_dtype=half)
         for unit in units(policy):
             fully_shard(unit, mesh=mesh, mp_policy=mixed)
         # Torch would leave the last unit whole after a forward pass; saving and averaging want parts.
-        fully_shard(self.learner, mesh=mesh, mp_policy=mixed, reshard_after_forward=True)
+        fully_shard(self.learner, mesh=mesh, mp_policy=kept, reshard_after_forward=True)
         self.model: Any = self.learner
         self.optimizers = make_optimizers(policy, config.optimizer)
         self.schedules = make_schedules(self.optimizers, config.optimizer, config.steps)
@@ -75,10 +78,13 @@ class FSDPEngine(ShardedEngine):
 
 
 def units(policy: nn.Module) -> list[nn.Module]:
-    """The layers that are called by `forward` and are many: of the language model, of the action head."""
-    found: list[nn.Module] = []
+    """The layers of the language model: many, and called by `forward` alone.
+
+    The blocks of a flow head are not among them: their keys and values are computed beforehand, past their `forward`.
+    Nor are layers deeper than those a flow policy reads: they never run, and such a unit has nothing to exchange.
+    """
+    deepest = max(getattr(policy, "layers", ()), default=None)
     for name, module in policy.named_modules():
-        inner = "language_model.layers" in name or "transformer_blocks" in name
-        if inner and isinstance(module, nn.ModuleList):
-            found += list(module)
-    return found
+        if name.endswith("language_model.layers") and isinstance(module, nn.ModuleList):
+            return list(module)[:deepest]
+    return []
