@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from queue import Empty, SimpleQueue
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +20,7 @@ import numpy as np
 from vla_agents.base_agent import Plans
 from vla_agents.errors import ActionError, ServerBusyError
 from vla_agents.observations import Observation
+from vla_agents.serving.mailbox import Door, Mailbox
 
 
 class BatchPlanner(Plans, Protocol):
@@ -82,6 +82,7 @@ class Planned:
 
 
 Done = Callable[[Planned | Exception], None]
+Brought = tuple[PlanRequest, Done]  # what comes through a door
 
 
 @dataclass
@@ -123,7 +124,8 @@ class Batcher:
         self._observe = observe
         self._planner: BatchPlanner | None = None
         self.revision = 0
-        self._incoming: SimpleQueue[_Job | None] = SimpleQueue()  # None: stop
+        self._incoming = Mailbox()  # of jobs; None: stop
+        self.planning = 0  # requests that came through a door and are not answered yet
         self._waiting: deque[_Job] = deque()  # the planning thread's own
         self._lock = threading.Lock()
         self._queued = 0
@@ -149,12 +151,19 @@ class Batcher:
         Raises:
             ServerBusyError: Too many wait already.
         """
+        self._incoming.put(self._admitted(request, done))
+
+    def _admitted(self, request: PlanRequest, done: Done) -> _Job:
         job = _Job(request, done, time.monotonic())
         with self._lock:
             if self._stop or self._queued + job.size > self._max_queued:
                 raise ServerBusyError(f"{self._queued} observations are waiting already", "ask again later")
             self._queued += job.size
-        self._incoming.put(job)
+        return job
+
+    def attach(self, door: Door) -> None:
+        """Take requests at this door too: `Brought`, checked, or nothing."""
+        self._incoming.attach(door)
 
     def forget(self, client: str) -> None:
         """Wait for this client no more."""
@@ -167,6 +176,8 @@ class Batcher:
             self._stop = True
         self._incoming.put(None)
         self._thread.join(timeout=60)
+        if not self._thread.is_alive():
+            self._incoming.close()
 
     # ---- thread -------------------------------------------------------------------------------------------
     def _run(self) -> None:
@@ -181,31 +192,43 @@ class Batcher:
 
     def _fill(self) -> bool:
         """Wait for a request, then for those that may join it; False where the thread shall end."""
-        if not self._waiting and not self._receive(None):
-            return False
+        while not self._waiting:
+            if not self._receive(None):
+                return False
         end = self._waiting[0].since + min(self._wait_s, self._took / 2)
         while sum(job.size for job in self._waiting) < self._max_batch:
             left = end - time.monotonic() if self._misses_somebody() else 0.0
+            before = len(self._waiting)
             if not self._receive(max(left, 0.0)):
                 return False
-            if left <= 0 and self._incoming.empty():
+            if left <= 0 and len(self._waiting) == before:
                 break
         return not self._stop
 
     def _receive(self, timeout: float | None) -> bool:
-        """Take a request over, where one comes in that time; False where the thread shall end."""
+        """Take over what is there or comes first in that time; False where the thread shall end."""
+        goes_on = True
+        for job in self._incoming.take(timeout):
+            if job is None:
+                goes_on = False
+            elif isinstance(job, _Job):
+                self._waiting.append(job)
+            else:
+                self._bring(*job)
+        return goes_on
+
+    def _bring(self, request: PlanRequest, done: Done) -> None:
+        """A request that came through a door joins those that wait, or is refused."""
+
+        def answered(answer: Planned | Exception) -> None:
+            self.planning -= 1
+            done(answer)
+
+        self.planning += 1
         try:
-            job = (
-                self._incoming.get(timeout=timeout)
-                if timeout is None or timeout > 0
-                else self._incoming.get_nowait()
-            )
-        except Empty:
-            return True
-        if job is None:
-            return False
-        self._waiting.append(job)
-        return True
+            self._waiting.append(self._admitted(request, answered))
+        except ServerBusyError as error:
+            answered(error)
 
     def _misses_somebody(self) -> bool:
         """Whether a client that was answered just now has not asked again."""

@@ -9,7 +9,7 @@
     client -> ping     id
     client -> share    id, size
     server -> done     id
-    server -> shared   id, path, size, nonce
+    server -> shared   id, path, size, nonce, doorbell
     server -> error    id, code, message, remedy, differences
 
 `docs/serving.md` is the specification. An answer to a fault names what was wrong with the message; paths, tracebacks and
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -37,6 +37,9 @@ from vla_agents.errors import (
     suggest,
 )
 from vla_agents.observations import Observation, check_observation
+
+if TYPE_CHECKING:
+    from vla_agents.serving.batching import Planned
 
 SUBPROTOCOL = "vla-agents.v1"
 PROTOCOL = 1
@@ -79,6 +82,22 @@ def error_message(error: BaseException, request_id: str | int | None) -> dict[st
     if isinstance(error, EmbodimentMismatchError):
         return answer | {"message": str(error), "remedy": "", "differences": error.differences}
     return answer | {"message": error.problem, "remedy": error.remedy}
+
+
+def chunks_message(request: str | int | None, planned: Planned) -> dict[str, Any]:
+    """The answer to a `plan`."""
+    timing = {
+        "queue_ms": planned.queue_s * 1000,
+        "infer_ms": planned.infer_s * 1000,
+        "batch": planned.batch,
+    }
+    return {
+        "type": "chunks",
+        "id": request,
+        "chunks": planned.chunks,
+        "revision": planned.revision,
+        "timing": timing,
+    }
 
 
 def raise_error(answer: Mapping[str, Any]) -> None:

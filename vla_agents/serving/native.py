@@ -6,7 +6,7 @@ from typing import Any
 
 import vla_agents
 from vla_agents.errors import EmbodimentMismatchError, FrameError, VlaAgentsError
-from vla_agents.serving import messages
+from vla_agents.serving import doorbell, messages
 from vla_agents.serving.codec import Encoder, array_of, decode
 from vla_agents.serving.session import Left, Session
 from vla_agents.serving.shared_memory import ServerMemory, is_supported
@@ -24,6 +24,7 @@ class NativeProtocol:
         self._session, self._shares = session, is_local and is_supported()
         self._encoder = Encoder()
         self._memory: ServerMemory | None = None
+        self._doorbell: doorbell.Doorbell | None = None
 
     async def speak(self) -> None:
         """Greet, then answer until the client leaves."""
@@ -34,7 +35,9 @@ class NativeProtocol:
             while True:
                 await self._answer_one()
         finally:
-            if self._memory is not None:
+            if self._doorbell is not None:
+                self._doorbell.shut()
+            elif self._memory is not None:
                 self._memory.close()
 
     def _hello(self) -> dict[str, Any]:
@@ -121,33 +124,19 @@ class NativeProtocol:
     async def _plan(self, message: dict[str, Any], request: str | int | None) -> dict[str, Any]:
         server = self._session.server
         asked = messages.read_plan(message, server.embodiment, server.horizon, server.continues)
-        planned = await self._session.plan(
-            asked.observations,
-            slots=asked.slots,
-            seeds=asked.seeds,
-            prefixes=asked.prefixes,
-            committed=asked.committed,
-            request=request,
-        )
-        timing = {
-            "queue_ms": planned.queue_s * 1000,
-            "infer_ms": planned.infer_s * 1000,
-            "batch": planned.batch,
-        }
-        return {
-            "type": "chunks",
-            "id": request,
-            "chunks": planned.chunks,
-            "revision": planned.revision,
-            "timing": timing,
-        }
+        planned = await self._session.plan(**vars(asked), request=request)
+        return messages.chunks_message(request, planned)
 
     def _share(self, message: dict[str, Any], request: str | int | None) -> dict[str, Any]:
         messages.fields(message, ("type", "size"), ("id",))
         if not self._shares or self._memory is not None:
             raise FrameError("this connection has no shared memory to give", "send arrays in the message")
         self._memory = ServerMemory(message["size"], self._session.limits)
-        return {"type": "shared", "id": request, **self._memory.describe()}
+        answer = {"type": "shared", "id": request, **self._memory.describe()}
+        if doorbell.is_supported():
+            self._doorbell = doorbell.Doorbell(self._session, self._memory)
+            answer["doorbell"] = self._doorbell.name
+        return answer
 
     async def _say(self, message: dict[str, Any]) -> None:
         await self._session.send(self._encoder.encode(message))

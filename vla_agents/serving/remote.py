@@ -21,6 +21,7 @@ from vla_agents.embodiment import Embodiment, embodiment_of
 from vla_agents.errors import ActionError, ConfigError, FrameError, ServingError, suggest
 from vla_agents.observations import Observation
 from vla_agents.serving.codec import Encoder, decode
+from vla_agents.serving.doorbell_client import MOST, Ringer
 from vla_agents.serving.line import Line
 from vla_agents.serving.messages import PROTOCOL, SUBPROTOCOL, raise_error, read_embodiment
 from vla_agents.serving.security import is_loopback
@@ -67,6 +68,7 @@ class PolicyClient:
         self._may_share = shared_memory and is_supported() and (host is None or is_loopback(host))
         self._offered = False
         self._memory: ClientMemory | None = None
+        self._ringer: Ringer | None = None
         self._line = Line(url, self._greet, subprotocol=SUBPROTOCOL, **line)
         self._line.call(lambda wire: None)
 
@@ -102,7 +104,7 @@ class PolicyClient:
 
         def exchange(wire: Wire) -> dict[str, Any]:
             given = self._through_memory(wire, slim)
-            return self._ask(wire, message | {"observations": given}, "chunks")
+            return self._ask(wire, message | {"observations": given}, "chunks", self._door(len(slim)))
 
         answer = self._line.call(exchange)
         self.revision, self.timing = answer["revision"], answer["timing"]
@@ -157,11 +159,17 @@ class PolicyClient:
         wire.send(self._encoder.encode(ours))
         _read(wire.receive(), "ready")
 
-    def _ask(self, wire: Wire, message: dict[str, Any], kind: str) -> dict[str, Any]:
+    def _ask(
+        self, wire: Wire, message: dict[str, Any], kind: str, door: Ringer | None = None
+    ) -> dict[str, Any]:
         self._count += 1
         with self._encoder.view(message | {"id": self._count}) as data:
-            wire.send(data)
-        answer = _read(wire.receive(), kind)
+            if door is not None and len(data) <= MOST:
+                heard: bytes | str = wire.elsewhere(door.ask, data)
+            else:
+                wire.send(data)
+                heard = wire.receive()
+        answer = _read(heard, kind)
         if answer.get("id") != self._count:
             raise FrameError(f"the server answered request {answer.get('id')!r}, not {self._count}")
         return answer
@@ -200,12 +208,26 @@ class PolicyClient:
         size = 2 * sum(getattr(array, "nbytes", 0) + 64 for array in arrays)
         answer = self._ask(wire, {"type": "share", "size": max(size, _SMALLEST_MEMORY)}, "shared")
         try:
-            return ClientMemory(answer)
+            memory = ClientMemory(answer)
         except (OSError, KeyError, ValueError) as error:
             log.info("no shared memory with %s (%s): pictures are sent", self._line.url, error)
             return None
+        if "doorbell" in answer:
+            try:
+                self._ringer = Ringer(str(answer["doorbell"]), wire.timeout_s)
+            except OSError as error:
+                log.info("no door to %s (%s): requests go through the connection", self._line.url, error)
+        return memory
+
+    def _door(self, count: int) -> Ringer | None:
+        """The shorter way, where there is one and an answer fits through it."""
+        size = 4 * count * self.horizon * self.embodiment.action_dim
+        return self._ringer if size < MOST - 1024 else None
 
     def _forget_memory(self) -> None:
+        if self._ringer is not None:
+            self._ringer.close()
+            self._ringer = None
         if self._memory is not None:
             self._memory.close()
             self._memory = None

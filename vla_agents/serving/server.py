@@ -186,7 +186,7 @@ class PolicyServer:
         if drain:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self.config.drain_s):
-                    while self.in_flight:
+                    while self.in_flight or self.batcher.planning:
                         await asyncio.sleep(0.01)
                     await asyncio.sleep(0.05)  # answers are on their way
         self.state = "stopped"

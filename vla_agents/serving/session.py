@@ -123,10 +123,25 @@ class Session:
 
     async def fault(self, error: VlaAgentsError) -> None:
         """Count a message that was none; a client that sends many of them is sent away."""
+        if self.count_fault(error):
+            await self.leave(1008, "too many messages that were none")
+
+    def count_fault(self, error: VlaAgentsError) -> bool:
+        """Whether that was one too many."""
         self.server.metrics.refused.add(code_of(error))
         self._faults += isinstance(error, FrameError)
-        if self._faults > MAX_FAULTS:
-            await self.leave(1008, "too many messages that were none")
+        return self._faults > MAX_FAULTS
+
+    def heard(self, size: int, now: float) -> None:
+        """A message came by another way than the connection."""
+        self._received_at = now
+        if self.waits_since is not None:
+            self.waits_since = now
+        self.server.metrics.received.add(by=size)
+
+    def abort(self) -> None:
+        """Break the connection off, in the event loop."""
+        self._connection.transport.abort()
 
     # ---- planning -----------------------------------------------------------------------------------------
     def forget(self, slots: Sequence[int] | None = None) -> None:
@@ -150,14 +165,42 @@ class Session:
             ServerBusyError: Too many wait, or the server is about to stop.
             Exception: What the policy raised.
         """
+        asked = self.request(observations, slots, seeds, prefixes, committed)
+        name = self.name_of(request)
+        self.server.in_flight += 1
+        try:
+            planned = await self._planned(asked)
+        except Exception as error:
+            self.settled(name, error)
+            raise
+        except BaseException:  # the session is cancelled
+            self.server.metrics.requests.add(self.protocol, "failed")
+            raise
+        finally:
+            self.server.in_flight -= 1
+        self.settled(name, planned)
+        return planned
+
+    def request(
+        self,
+        observations: Sequence[Observation],
+        slots: Sequence[int] | None = None,
+        seeds: Sequence[int | None] | None = None,
+        prefixes: Sequence[np.ndarray] | None = None,
+        committed: int = 0,
+    ) -> PlanRequest:
+        """What to ask the batcher for.
+
+        Raises:
+            FrameError: Too many observations.
+            ServerBusyError: The server is about to stop.
+        """
         count = len(observations)
         if count > MAX_OBSERVATIONS:
             raise FrameError(f"{count} observations at once, at most {MAX_OBSERVATIONS} are taken")
         if self.server.state != "ready":
             raise DrainingError(f"the server is {self.server.state}", "connect again")
-        self._count += 1
-        name = request if request is not None else f"{self.id}-{self._count}"
-        asked = PlanRequest(
+        return PlanRequest(
             observations,
             range(count) if slots is None else slots,
             [None] * count if seeds is None else seeds,
@@ -166,25 +209,28 @@ class Session:
             self.id,
             self._generators,
         )
-        outcome = "failed"
-        self.server.in_flight += 1
-        try:
-            planned = await self._planned(asked)
+
+    def name_of(self, request: str | int | None) -> str | int:
+        """What a request is called in the log."""
+        self._count += 1
+        return request if request is not None else f"{self.id}-{self._count}"
+
+    def settled(self, name: str | int, answer: Planned | Exception) -> None:
+        """Count and log how a request came out."""
+        if isinstance(answer, Planned):
             outcome = "done"
-        except ServerBusyError:
+            self._tell(name, answer)
+        elif isinstance(answer, ServerBusyError):
             outcome = "busy"
-            raise
-        except VlaAgentsError as error:
-            log.warning("request %s of session %s failed: %s", name, self.id, error)
-            raise
-        except Exception:
-            log.exception("request %s of session %s failed", name, self.id)
-            raise
-        finally:
-            self.server.in_flight -= 1
-            self.server.metrics.requests.add(self.protocol, outcome)
-        self._tell(name, planned)
-        return planned
+        else:
+            outcome = "failed"
+            known = isinstance(answer, VlaAgentsError)
+            told = f"request {name} of session {self.id} failed"
+            if known:
+                log.warning("%s: %s", told, answer)
+            else:
+                log.error(told, exc_info=answer)
+        self.server.metrics.requests.add(self.protocol, outcome)
 
     async def _planned(self, asked: PlanRequest) -> Planned:
         loop = asyncio.get_running_loop()

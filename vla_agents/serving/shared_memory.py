@@ -45,6 +45,7 @@ class ServerMemory:
         if type(size) is not int or not 1 <= size <= MAX_SIZE:
             raise FrameError(f"size of shared memory must be a whole number from 1 to {MAX_SIZE}")
         self._limits, self.size = limits, size + NONCE
+        self._closed = False
         self.nonce = secrets.token_bytes(NONCE)
         self._file = os.memfd_create("vla-agents", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(self._file, self.size)
@@ -64,6 +65,8 @@ class ServerMemory:
         """The array that a map stands for, in a message or in the memory; for `codec.decode`."""
         if "__shared__" not in found:
             return array_of(found, limits)
+        if self._closed:
+            raise FrameError("the shared memory was closed", "connect again")
         kind = check_dtype(found.get("dtype"))
         _, size = check_shape(found.get("shape"), kind, self._limits)
         offset = found.get("offset")
@@ -76,6 +79,7 @@ class ServerMemory:
 
     def close(self) -> None:
         """Give the memory back once no array looks at it any more."""
+        self._closed = True
         os.close(self._file)
         del self._view, self._memory  # unmapped with the last view
 

@@ -11,6 +11,7 @@ import socket
 import ssl
 import struct
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 from urllib.parse import urlsplit
@@ -143,6 +144,18 @@ class Wire:
     def is_unix(self) -> bool:
         """Whether the server is reached through a Unix socket."""
         return self._where.startswith(UNIX)
+
+    @property
+    def timeout_s(self) -> float:
+        """For each message."""
+        return self._timeout_s
+
+    def elsewhere(self, ask: Callable[[bytes | memoryview], bytes], data: bytes | memoryview) -> bytes:
+        """The answer to a message that another way than this connection takes."""
+        self.is_waiting = True
+        answer = ask(data)
+        self.is_waiting = False
+        return answer
 
     def send(self, data: bytes | memoryview) -> None:
         """Send a binary message.
