@@ -14,7 +14,6 @@ import errno
 import json
 import logging
 import os
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -28,9 +27,17 @@ from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, MissingDependencyError, ServingError
 from vla_agents.serving.allocator import keep_freed_memory
 from vla_agents.serving.batching import Batcher, BatchPlanner
+from vla_agents.serving.connections import (
+    connection_class,
+    is_live,
+    is_local,
+    keep_alive,
+    respond,
+    select_subprotocol,
+)
 from vla_agents.serving.messages import SUBPROTOCOL
 from vla_agents.serving.metrics import CONTENT_TYPE, ServerMetrics
-from vla_agents.serving.security import check_exposure, is_authorized, is_loopback, server_tls
+from vla_agents.serving.security import check_exposure, is_authorized, server_tls
 from vla_agents.serving.session import Left, Session
 from vla_agents.serving.settings import PATHS, ServerConfig
 
@@ -93,7 +100,7 @@ class PolicyServer:
         options: dict[str, Any] = {
             "process_request": self._admit,
             "subprotocols": [SUBPROTOCOL],
-            "select_subprotocol": _select,
+            "select_subprotocol": select_subprotocol,
             "compression": None,
             "max_size": self.config.limits.max_bytes,
             "max_queue": 2,
@@ -102,7 +109,7 @@ class PolicyServer:
             "ping_interval": None,  # dead peers are found by TCP keep-alive, silent ones by idle_s
             "write_limit": 2**20,
             "server_header": None,
-            "create_connection": _connection_class(self),
+            "create_connection": connection_class(self),
             "ssl": self._tls,
         }
         try:
@@ -144,7 +151,7 @@ class PolicyServer:
 
     async def _listen_unix(self, unix_serve: Any, options: dict[str, Any]) -> Any:
         path = Path(self.config.unix or "").absolute()
-        if path.is_socket() and _is_live(path):  # asyncio would take its place
+        if path.is_socket() and is_live(path):  # asyncio would take its place
             raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
         before = os.umask(0o177)
         try:
@@ -218,11 +225,11 @@ class PolicyServer:
             return self._refuse(connection, HTTPStatus.FORBIDDEN, "origin")
         if path in ("/health", "/healthz"):
             status = HTTPStatus.OK if self.state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
-            return _respond(connection, status, json.dumps({"status": self.state}) + "\n", "application/json")
+            return respond(connection, status, json.dumps({"status": self.state}) + "\n", "application/json")
         if not is_authorized(self.config.token, request.headers, request.path):
             return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "token")
         if path == "/metrics":
-            return _respond(connection, HTTPStatus.OK, self.metrics.text(), CONTENT_TYPE)
+            return respond(connection, HTTPStatus.OK, self.metrics.text(), CONTENT_TYPE)
         if path != "/" and path not in PATHS:
             return self._refuse(connection, HTTPStatus.NOT_FOUND, "path")
         if self.state != "ready":
@@ -235,7 +242,7 @@ class PolicyServer:
     def _refuse(self, connection: Any, status: HTTPStatus, reason: str) -> Any:
         self.metrics.refused.add(reason)
         log.info("refused", extra={"reason": reason, "status": int(status)})
-        return _respond(connection, status, "", "text/plain")
+        return respond(connection, status, "", "text/plain")
 
     def connection_made(self, transport: Any) -> bool:
         """Whether one more connection may say who it is; dead peers are found from here on."""
@@ -243,7 +250,7 @@ class PolicyServer:
         if self._open > self.config.max_clients + HANDSHAKES:
             self.metrics.refused.add("connections")
             return False
-        _keep_alive(transport.get_extra_info("socket"))
+        keep_alive(transport.get_extra_info("socket"))
         return True
 
     def release(self, connection: Any) -> None:
@@ -266,7 +273,7 @@ class PolicyServer:
         log.info("connected", extra={"session": session.id, "protocol": session.protocol})
         try:
             if native:
-                await NativeProtocol(session, _is_local(connection)).speak()
+                await NativeProtocol(session, is_local(connection)).speak()
             else:
                 await speak_foreign(session)
         except Left:
@@ -279,61 +286,6 @@ class PolicyServer:
             self._talking.discard(session)
             self.batcher.forget(session.id)
             log.info("disconnected", extra={"session": session.id})
-
-
-# ---- connections' details ---------------------------------------------------------------------------------
-def _connection_class(server: PolicyServer) -> type:
-    """Connections that are counted from the moment they are made."""
-    from websockets.asyncio.server import ServerConnection
-
-    class Counted(ServerConnection):
-        """A connection that its server knows of."""
-
-        def connection_made(self, transport: Any) -> None:
-            super().connection_made(transport)
-            if not server.connection_made(transport):
-                transport.abort()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            server.connection_lost(self)
-
-    return Counted
-
-
-def _select(connection: Any, offered: Any) -> Any:
-    """Ours, where the client speaks it; clients of other protocols offer none."""
-    return SUBPROTOCOL if SUBPROTOCOL in offered else None
-
-
-def _respond(connection: Any, status: HTTPStatus, text: str, content_type: str) -> Any:
-    response = connection.respond(status, text)
-    del response.headers["Content-Type"]
-    response.headers["Content-Type"] = content_type
-    return response
-
-
-def _keep_alive(sock: Any) -> None:
-    """Have the kernel find out within about half a minute that a peer is gone; large buffers, so that a picture fits."""
-    if sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
-        return
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    for name, value in (("TCP_KEEPIDLE", 15), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
-
-
-def _is_local(connection: Any) -> bool:
-    peer = connection.remote_address
-    return not isinstance(peer, tuple) or is_loopback(str(peer[0]))
-
-
-def _is_live(path: Path) -> bool:
-    """Whether somebody listens on that Unix socket."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        probe.settimeout(1)
-        return probe.connect_ex(str(path)) == 0
 
 
 @contextmanager
