@@ -355,7 +355,7 @@ def test_too_many_clients():
 def test_clients_are_planned_for_together_and_one_fault_spoils_nothing():
     planner = Planner()
     with serving(planner, ServerConfig(port=0, batch_wait_s=0.0)) as server, ThreadPoolExecutor(6) as pool:
-        clients = [PolicyClient(server.url) for _ in range(6)]
+        clients = [PolicyClient(server.url, shared_memory=False) for _ in range(6)]
         planner.gate = threading.Event()
         planner.entered.clear()
         first = pool.submit(clients[0].plan, [observation()])
