@@ -71,17 +71,16 @@ def percent(value: tuple[float, float, float]) -> str:
 
 def online(root: Path) -> list[tuple[str, ...]]:
     """A weak policy, and what each method makes of it."""
-    few = collected(root / "few", "--episodes 150 --seed 500000")
-    weak = trained(root / "weak", f"--config {RECIPES / 'qwen_oft.yaml'} --dataset {few} --steps 300")
-    rows = [("", "success"), ("before: 150 demonstrations, 300 steps", percent(success(weak)))]
+    few = collected(root / "few", "--episodes 30 --seed 500000")
+    weak = trained(root / "weak", f"--config {RECIPES / 'qwen_oft.yaml'} --dataset {few} --steps 600")
+    rows = [("", "success"), ("before: 30 demonstrations, 600 steps", percent(success(weak)))]
+    # The same steps on the demonstrations alone: what more training would have done.
+    more = f"--config {RECIPES / 'qwen_oft.yaml'} --init-from {weak} --dataset {few} --steps 800"
+    rows.append(("800 steps more without acting", percent(success(trained(root / "online_none", more)))))
     for method in METHODS:
         start = f"--config {RECIPES / 'online.yaml'} --init-from {weak} --dataset {few}"
         run = trained(root / f"online_{method}", f"{start} --online.method {method}")
         rows.append((method, percent(success(run))))
-    # The same steps on the demonstrations alone: what more training would have done.
-    steps = "--steps 400 --optimizer.lr 1e-3 --optimizer.muon-lr 0.01"
-    more = f"--config {RECIPES / 'qwen_oft.yaml'} --init-from {weak} --dataset {few} {steps}"
-    rows.append(("400 steps more without acting", percent(success(trained(root / "online_none", more)))))
     return rows
 
 
