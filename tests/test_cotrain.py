@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_strategies import preparing
 from test_train import BASE
 from tiny import ArrayWindows, random_batch, tiny_policy, vlm_folder
 
@@ -256,6 +257,22 @@ def test_a_run_reports_both_sides_and_resumes_to_the_bit(
     if strategy == "cotrain":
         policies = [load_policy(out / "last", device="cpu").state_dict() for out in (whole, broken)]
         assert all(torch.equal(value, policies[1][name]) for name, value in policies[0].items())
+
+
+@pytest.mark.parametrize("strategy", ["cotrain", "vlm"])
+def test_workers_prepare_both_sides_and_change_nothing(
+    talk: Path, episodes: str, tmp_path: Path, strategy: str
+) -> None:
+    changes: dict[str, Any] = {"strategy": strategy, "dataset": (episodes,) if strategy == "cotrain" else ()}
+    for workers in (0, 1):
+        with preparing() as prepared:
+            train(config(tmp_path / str(workers), talk, **changes, workers=workers, steps=2), progress=False)
+        assert prepared == ([bool(workers)] * 4 if strategy == "cotrain" else [])
+    ours, theirs = (
+        [[e[key] for e in lines(tmp_path / run) if key in e] for key in ("loss", "val_loss")]
+        for run in ("0", "1")
+    )
+    assert ours == theirs and ours[0] and ours[1]
 
 
 def dying_at(step: int) -> Any:

@@ -12,7 +12,7 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
-from test_strategies import logged
+from test_strategies import logged, preparing, same_weights
 from tiny import vlm_folder
 
 from vla_agents.agent import Agent, ExpertAgent
@@ -300,6 +300,15 @@ def test_a_run_is_killed_and_resumes_to_the_bit(demos: str, tmp_path: Path, meth
         assert frames(broken / "buffer" / "round_001") == frames(whole / "buffer" / "round_001")
     ours, theirs = (load_policy(out / "last", device="cpu").state_dict() for out in (whole, broken))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+
+
+def test_workers_preprocess_what_was_played_and_change_nothing(demos: str, tmp_path: Path) -> None:
+    for workers in (0, 1):
+        with preparing() as prepared:
+            train(config(tmp_path / str(workers), demos, workers=workers, steps=4), progress=False)
+        assert prepared == [bool(workers)] * 4
+    assert logged(tmp_path / "0", "loss") == logged(tmp_path / "1", "loss")
+    assert same_weights(tmp_path / "0", tmp_path / "1")
 
 
 def test_a_buffer_that_went_missing_is_not_made_up(demos: str, tmp_path: Path) -> None:

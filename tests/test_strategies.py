@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,45 @@ def test_a_strategy_of_ones_own_joins_by_name(data: dict[str, str], tmp_path: Pa
 def load_yaml_config(folder: Path, text: str) -> TrainConfig:
     (folder / "run.yaml").write_text(text)
     return load_config(TrainConfig, folder / "run.yaml")
+
+
+@contextlib.contextmanager
+def preparing() -> Iterator[list[bool]]:
+    """Whether each batch that the strategies give was made ready for the VLM by those who loaded it."""
+    found: list[bool] = []
+    real = BehaviourCloning.batches
+
+    def batches(self: Any, *cut: int) -> list[Any]:
+        made = real(self, *cut)
+        found.extend(batch.inputs is not None for batch in made)
+        return made
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(BehaviourCloning, "batches", batches)
+        yield found
+
+
+@pytest.mark.parametrize("strategy", ["multitask", "curriculum"])
+def test_workers_preprocess_for_tasks_and_stages_and_change_nothing(
+    data: dict[str, str], tmp_path: Path, strategy: str
+) -> None:
+    """With task tokens in the prompts; and with workers that are ended when a stage is over."""
+    tasks = MultitaskConfig(tasks={"lift": "^pick up", "push": "^push"}, embedding=True)
+    changes: dict[str, Any] = {
+        "strategy": strategy,
+        "dataset": (data["lift"], data["push"]),
+        "multitask": tasks,
+    }
+    if strategy == "curriculum":
+        changes = curriculum(data, max_steps=2)
+    for workers in (0, 1):
+        run = config(tmp_path / str(workers), **changes, steps=4, workers=workers)
+        with preparing() as prepared:
+            train(run, make_evaluate=scripted([0.1] * 9), progress=False)
+        assert prepared == [bool(workers)] * 4
+    for key in ("loss", "val_loss"):
+        assert logged(tmp_path / "0", key) == logged(tmp_path / "1", key)
+    assert same_weights(tmp_path / "0", tmp_path / "1")
 
 
 # ---- multitask ------------------------------------------------------------------------------------------------

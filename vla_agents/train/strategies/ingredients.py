@@ -41,7 +41,7 @@ class Ingredients:
     load: Callable[[Path], Any] | None = None
 
     def draws(self) -> dict[str, Any]:
-        """How windows are drawn: keyword arguments of `BehaviourCloning`."""
+        """How windows are drawn, and what workers make of them: keyword arguments of `BehaviourCloning`."""
         config = self.config
         return {
             "batch_size": config.batch_size,
@@ -49,10 +49,10 @@ class Ingredients:
             "first_steps": config.first_steps,
             "first_steps_weight": config.first_steps_weight,
             "workers": config.workers,
+            "preprocess": self.policy.preprocess if config.workers else None,
         }
 
 
 def behaviour_cloning(parts: Ingredients) -> BehaviourCloning:
     """Windows drawn at random."""
-    before = parts.policy.preprocess if parts.config.workers else None
-    return BehaviourCloning(parts.train, parts.held_out, **parts.draws(), preprocess=before)
+    return BehaviourCloning(parts.train, parts.held_out, **parts.draws())
