@@ -56,7 +56,7 @@ def check_view(
 
 
 def checked_action(action: Any, body: Embodiment) -> np.ndarray:
-    """The action as float32 (D,), clipped to [-1, 1].
+    """The action as float32 (D,), clipped to the body's limits.
 
     Raises:
         ActionError: It has another shape, or is not finite; names the parts that are not.
@@ -67,4 +67,5 @@ def checked_action(action: Any, body: Embodiment) -> np.ndarray:
     if not np.isfinite(given).all():
         bad = [name for name, part in body.action_slices().items() if not np.isfinite(given[part]).all()]
         raise ActionError(f"action is not finite in {bad}: {given.tolist()}")
-    return np.clip(given, -1.0, 1.0)
+    space = body.action_space()
+    return np.clip(given, space.low, space.high)

@@ -164,6 +164,41 @@ for _task, _limit, _source in (
     SUITES.register(f"robosuite_{_task.lower()}", _robosuite(_task, _limit, _source))
 
 
+def _simpler(name: str, task: str) -> Suite:
+    tasks = ("spoon_on_towel", "carrot_on_plate", "stack_cube", "eggplant_in_basket")
+    wanted = tasks if task == "all" else (task,)
+
+    def seed_of(number: int, trial: int) -> int:
+        # ManiSkill turns the eggplant in eight ways at each of its eight places; SimplerEnv's three are these.
+        layout = 8 * (trial // 3) + (1, 2, 0)[trial % 3] if wanted[number] == "eggplant_in_basket" else trial
+        return 64 * number + layout
+
+    return Suite(
+        name=name,
+        env="vla_agents/Isolated-v0",
+        env_args={"env": "vla_agents/SimplerWidowX-v0", "where": "simpler", "task": task},
+        tasks=len(wanted),
+        trials=24,
+        seed_of=seed_of,
+        protocol={
+            "initial states": "SimplerEnv's own 24 placements of each task (visual matching; the eggplant's turns as ManiSkill has them)",
+            "step limit": "60 actions, eggplant 120; an episode goes on to its last step",
+            "pictures": "third view, 480 x 640, upright, a photo behind the objects; image_size=N: the whole shrunk to N x N",
+            "control": "7 values, deltas of the hand's target in the base frame in metres and radians, gripper -1 closed +1 open, "
+            "5 per second (arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos)",
+            "success": "the task's own predicate at the last step; solved_once is reported beside it",
+            "simulator": "ManiSkill 3.0.1, SAPIEN 3.0.3 in an environment of its own: vla-agents envs install simpler",
+        },
+        source="SimplerEnv, scripts/octo_bridge.sh and simpler_env/evaluation/maniskill2_evaluator.py; ManiSkill 3, "
+        "digital_twins/bridge_dataset_eval",
+    )
+
+
+for _task in ("spoon_on_towel", "carrot_on_plate", "stack_cube", "eggplant_in_basket"):
+    SUITES.register(f"simpler_widowx_{_task}", _simpler(f"simpler_widowx_{_task}", _task))
+SUITES.register("simpler_widowx", _simpler("simpler_widowx", "all"))
+
+
 def _libero_pro(base: str, change: str, limit: int, what: str) -> Suite:
     suite = _libero(f"{base}_{change}", 10, limit)
     protocol = {**suite.protocol, "changed": what, "step limit": f"{suite.protocol['step limit']}, as {base}"}

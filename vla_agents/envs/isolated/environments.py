@@ -48,6 +48,7 @@ RECIPES: dict[str, Recipe] = {
     recipe.name: recipe
     for recipe in (
         Recipe("robosuite", "robosuite", "robosuite 1.5.2, whose packages exclude LIBERO's and numpy 2"),
+        Recipe("simpler", "mani_skill", "SimplerEnv's WidowX tasks on ManiSkill 3.0.1 and SAPIEN 3.0.3"),
         Recipe("metaworld", "metaworld", "Meta-World 3.1.1, which fits beside us too (the extra metaworld)"),
     )
 }
