@@ -66,7 +66,7 @@ class Target:
     @property
     def needs_vulkan(self) -> bool:
         """Whether it cannot draw without."""
-        return self.extra in DRAWN_BY_VULKAN
+        return bool({self.extra, self.where}.intersection(DRAWN_BY_VULKAN))
 
     @property
     def needs_ports(self) -> bool:

@@ -118,8 +118,8 @@ def assets(target: Target) -> Iterator[Row]:
         again = f"git -C {shlex.quote(str(root))} checkout -- {weights.relative_to(root)}" if root else ""
         reinstall = pip_install("vla-agents", options="--force-reinstall --no-deps")
         yield Row("tiny model", "missing", f"{weights} is missing or cut short", again or reinstall)
-    if target.extra == "simpler":
-        yield from _maniskill_assets()
+    if "simpler" in (target.extra, target.where):
+        yield from _maniskill_assets(target)
     if target.extra == "libero":
         yield from _libero_paths()
     whole: list[str] = []
@@ -184,17 +184,19 @@ def _libero_paths() -> Iterator[Row]:
             yield Row("assets", "missing", found, f"rm {shlex.quote(str(file))}", "or correct it")
 
 
-def _maniskill_assets() -> Iterator[Row]:
-    root = Path(os.environ.get("MS_ASSET_DIR") or Path.home() / ".maniskill") / "data"
-    for name, folder in {
-        "bridge_v2_real2sim": root / "tasks" / "bridge_v2_real2sim_dataset",
-        "widowx250s": root / "robots" / "widowx",
-    }.items():
-        if folder.is_dir() and any(folder.iterdir()):
-            yield Row("assets", "ok", str(folder))
+def _maniskill_assets(target: Target) -> Iterator[Row]:
+    from vla_agents.envs.isolated import environments
+    from vla_agents.envs.simpler.tasks import FOLDERS, asset_root
+
+    own = environments.home() / target.where / "bin" / "python"
+    for name, folder in FOLDERS.items():
+        path = asset_root() / folder
+        if path.is_dir() and any(path.iterdir()):
+            yield Row("assets", "ok", str(path))
         else:
-            command = f"{python()} -m mani_skill.utils.download_asset {name} -y"
-            yield Row("assets", "missing", f"{folder} is not there", command)
+            which = shlex.quote(str(own)) if target.where else python()
+            command = f"{which} -m mani_skill.utils.download_asset {name} -y"
+            yield Row("assets", "missing", f"{path} is not there", command)
 
 
 # ---- codecs and kernels ---------------------------------------------------------------------------------------

@@ -87,7 +87,8 @@ def run_suites(config: SuitesConfig) -> None:
             listing.add_row(name, str(suite.tasks), str(suite.trials), env, needs)
         rich.print(listing)
         rich.print(
-            "Not yet: SimplerEnv's Google robot, RoboCasa, RoboTwin, CALVIN, BEHAVIOR, RLBench. Any other registered env: --env ID."
+            "Not yet: SimplerEnv's Google robot, RoboCasa, RoboTwin, CALVIN, BEHAVIOR, RLBench. "
+            "Any other registered env: --env ID."
         )
         return
     suite = SUITES.get(config.name)

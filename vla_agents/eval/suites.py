@@ -181,11 +181,13 @@ def _simpler(name: str, task: str) -> Suite:
         trials=24,
         seed_of=seed_of,
         protocol={
-            "initial states": "SimplerEnv's own 24 placements of each task (visual matching; the eggplant's turns as ManiSkill has them)",
+            "initial states": "SimplerEnv's own 24 placements of each task (visual matching; the eggplant's turns as "
+            "ManiSkill has them)",
             "step limit": "60 actions, eggplant 120; an episode goes on to its last step",
-            "pictures": "third view, 480 x 640, upright, a photo behind the objects; image_size=N: the whole shrunk to N x N",
-            "control": "7 values, deltas of the hand's target in the base frame in metres and radians, gripper -1 closed +1 open, "
-            "5 per second (arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos)",
+            "pictures": "third view, 480 x 640, upright, a photo behind the objects; image_size=N: the whole shrunk "
+            "to N x N",
+            "control": "7 values, deltas of the hand's target in the base frame in metres and radians, gripper -1 closed "
+            "+1 open, 5 per second (arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos)",
             "success": "the task's own predicate at the last step; solved_once is reported beside it",
             "simulator": "ManiSkill 3.0.1, SAPIEN 3.0.3 in an environment of its own: vla-agents envs install simpler",
         },

@@ -1,7 +1,7 @@
 """`vla_agents/SimplerWidowX-v0`: SimplerEnv's four WidowX tasks on ManiSkill 3, with a picture and an instruction.
 
-Li et al., "Evaluating Real-World Robot Manipulation Policies in Simulation" (2024). ManiSkill 3 has a port of these tasks; its
-packages are large, so it is played through an `IsolatedEnv`:
+Li et al., "Evaluating Real-World Robot Manipulation Policies in Simulation" (2024). ManiSkill 3 has a port of these tasks;
+its packages are large, so it is played through an `IsolatedEnv`:
 
     vla-agents envs install simpler
     gym.make("vla_agents/Isolated-v0", where="simpler", env="vla_agents/SimplerWidowX-v0", task="carrot_on_plate")
@@ -29,7 +29,11 @@ CONTROL_HZ = 5.0
 CAMERA = "3rd_view_camera"  # the camera's name in SimplerEnv
 NATIVE = (480, 640)  # height, width it is drawn with
 _FINGER = (0.015, 0.037)  # metres, closed and open, as the controller has them
-_DRIVER = ("Failed to find a supported physical device", "ErrorIncompatibleDriver", "suitable rendering device")
+_DRIVER = (
+    "Failed to find a supported physical device",
+    "ErrorIncompatibleDriver",
+    "suitable rendering device",
+)
 
 
 def widowx_embodiment(image_size: int | None = None) -> Embodiment:
@@ -56,8 +60,8 @@ class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """One or several WidowX tasks of SimplerEnv.
 
     An episode follows from its seed: task `(seed // 64) % number of tasks`, placement `seed % 64 % placements`;
-    there is no other chance in it. As in SimplerEnv, an episode goes on to its last step, and `info["success"]` is about the
-    step it comes with: an object that is put down and pushed off again is no success. `info["solved_once"]` remembers.
+    there is no other chance in it. As in SimplerEnv, an episode goes on to its last step, and `info["success"]` is about
+    the step it comes with: an object that is put down and pushed off again is no success. `info["solved_once"]` remembers.
 
     Args:
         task: See `TASKS`; `"all"`, or a tuple of names for a task per episode by seed.
@@ -118,9 +122,9 @@ class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._steps, self._solved_once, self._told = 0, False, {}
         with explaining("SimplerEnv", "simpler"):
             sim = self._sim()
-            _away(sim)
             layout = number % LAYOUTS_PER_TASK % TASKS[self._task].layouts
-            self._seen, _ = sim.reset(seed=0, options={"episode_id": layout})
+            # Built anew: in a scene that has been used, objects fall a little otherwise than in a fresh one.
+            self._seen, _ = sim.reset(seed=0, options={"episode_id": layout, "reconfigure": True})
         return self._observe(), self._info()
 
     def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
@@ -213,10 +217,3 @@ def _make(name: str) -> Any:
     # ManiSkill keeps the photo behind the scene in a dict that all tasks share: the next one's would appear in this one.
     sim.unwrapped._rgb_overlay_images = dict(sim.unwrapped._rgb_overlay_images)
     return sim
-
-
-def _away(sim: Any) -> None:
-    """Take the arm out of the scene, where the last episode left it: objects are dropped before it is put at its place."""
-    import sapien
-
-    sim.unwrapped.agent.robot.set_pose(sapien.Pose([-10.0, 0.0, 0.0]))
