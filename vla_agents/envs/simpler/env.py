@@ -215,5 +215,6 @@ def _make(name: str) -> Any:
             "vla-agents doctor simpler_widowx",
         ) from error
     # ManiSkill keeps the photo behind the scene in a dict that all tasks share: the next one's would appear in this one.
-    sim.unwrapped._rgb_overlay_images = dict(sim.unwrapped._rgb_overlay_images)
+    scene: Any = sim.unwrapped
+    scene._rgb_overlay_images = dict(scene._rgb_overlay_images)
     return sim
