@@ -27,12 +27,14 @@ def test_two_processes_take_the_step_of_one(kind: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*command, str(here / "distributed_run.py"), kind, str(tmp_path / "two")],
-        env=os.environ | _ENV | {"PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
+        env=os.environ
+        | _ENV
+        | {"PYTHONFAULTHANDLER": "1", "PYTHONPATH": os.pathsep.join([str(here), str(here.parent)])},
         capture_output=True,
         text=True,
         timeout=240,
     )
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr[-8000:]
     first, second = (json.loads((tmp_path / "two" / f"rank{rank}.json").read_text()) for rank in (0, 1))
     assert first["world"] == 2
     assert first == second

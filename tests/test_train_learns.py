@@ -39,9 +39,12 @@ def error_share(policy: Policy, batch: Batch) -> float:
 @every_framework
 def test_a_few_samples_are_learnt(kind: str, tmp_path: Path) -> None:
     batch = replace(random_batch(4), mask=None)
-    options = {"repeats": 8} if kind in ("qwen_gr00t", "qwen_pi") else {}
+    flow = kind in ("qwen_gr00t", "qwen_pi")
+    options = {"repeats": 8} if flow else {}
+    # The flow policies' share is 0.2 to 0.5 after 80 steps, by machine and number of threads; about 0.1 after 160.
+    steps = 160 if flow else 80
     config = replace(
-        BASE, out=str(tmp_path), steps=80, optimizer=OptimizerConfig(kind="muon", lr=1e-2, warmup=5)
+        BASE, out=str(tmp_path), steps=steps, optimizer=OptimizerConfig(kind="muon", lr=1e-2, warmup=5)
     )
     trainer = Trainer(framework(kind, **options), Fixed([batch]), config)
     first = trainer._train_step().loss

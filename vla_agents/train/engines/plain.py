@@ -22,6 +22,7 @@ class PlainEngine(Engine):
         cpu = processes.local_device(config.device).type == "cpu"
         asked = processes.world()
         self.accelerator = Accelerator(cpu=cpu, mixed_precision=config.mixed_precision)
+        processes.leave_at_exit()
         super().__init__(policy, config, learner)
         if self.accelerator.num_processes != asked or self.world != asked:
             raise TrainingError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from typing import Any
@@ -30,6 +31,19 @@ def start(device: torch.device) -> None:
     """Join the process group that `torchrun` or `accelerate launch` has prepared, where there is one."""
     if world() > 1 and not is_running():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        leave_at_exit()
+
+
+def leave_at_exit() -> None:
+    """Take this process' group apart when it ends, not while the interpreter is torn down around its threads."""
+    if is_running():
+        atexit.unregister(_leave)
+        atexit.register(_leave)
+
+
+def _leave() -> None:
+    if is_running():
+        dist.destroy_process_group()
 
 
 def local_device(wanted: str) -> torch.device:
