@@ -49,7 +49,8 @@ def openpi_server(file: str, port: int, seconds: float) -> None:
 
     class Policy:
         def infer(self, obs: dict[str, Any]) -> dict[str, Any]:
-            time.sleep(seconds)
+            if seconds:
+                time.sleep(seconds)
             return {"actions": chunk}
 
     module.WebsocketPolicyServer(Policy(), "127.0.0.1", port, metadata={}).serve_forever()
@@ -74,7 +75,8 @@ def our_server(port: int, seconds: float) -> None:
             return None
 
         def plan_batch(self, observations: Any, *rest: Any) -> list[np.ndarray]:
-            time.sleep(seconds)
+            if seconds:
+                time.sleep(seconds)
             return [self.chunk] * len(observations)
 
     with serving(Planner(), ServerConfig(port=port)):

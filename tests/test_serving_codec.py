@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import struct
 import tracemalloc
 from contextlib import suppress
 from pathlib import Path
+from unittest.mock import patch
 
 import msgpack
 import numpy as np
@@ -17,7 +19,8 @@ from hypothesis.extra import numpy as npst
 from PIL import Image
 
 from vla_agents.errors import FrameError
-from vla_agents.serving.codec import DTYPES, LIMITS, Encoder, WireLimits, decode
+from vla_agents.serving.arrays import DTYPES, LIMITS, WireLimits
+from vla_agents.serving.codec import Decoder, Encoder, decode
 from vla_agents.serving.foreign_arrays import numpy_file_map, str_map, with_numpy_files, with_pictures
 
 GOLDEN = Path(__file__).resolve().parents[2] / "shared/golden/protocol"
@@ -74,6 +77,77 @@ def test_what_is_read_is_what_was_written(value):
 def test_we_read_as_msgpack_reads(value):
     data = msgpack.packb(value)
     assert same(msgpack.unpackb(data), decode(data))
+
+
+def outcome(read, data):
+    """What reading gives: a value, or "refused"."""
+    try:
+        return read(data)
+    except FrameError:
+        return "refused"
+
+
+@given(values, st.lists(st.tuples(st.integers(0), st.integers(0, 255)), max_size=30))
+@settings(deadline=None)
+def test_a_decoder_that_remembers_reads_as_one_that_does_not(value, changes):
+    remembering, data = Decoder(), Encoder().encode([value, 70_000, 0.5, np.array([True, False]), b"bin"])
+    assert same(remembering(data), decode(data))
+    for at, byte in changes:
+        changed = bytearray(data)
+        changed[at % len(data)] = byte
+        for message in (bytes(changed), data):
+            assert same(outcome(remembering, message), outcome(decode, message))
+
+
+def test_a_message_laid_out_like_the_last_is_read_anew():
+    remembering, encode = Decoder(), Encoder().encode
+
+    def message(number: int) -> dict:
+        array = np.full((2, 3), number, np.float32)
+        return {"id": 70_000 + number, "list": [{"x": array}, number / 2], "bin": bytes([number]), "on": True}
+
+    first = remembering(encode(message(1)))
+    with patch("vla_agents.serving.codec.Reader", side_effect=AssertionError("walked over")):
+        second = remembering(encode(message(2)))
+        assert same(second, message(2)) and same(first, message(1))
+        second["list"].append("mine"), second.pop("on")
+        assert same(remembering(encode(message(3))), message(3))
+    for other in (
+        message(3) | {"on": False},
+        message(3) | {"list": []},
+        {"x": np.zeros(6, "<i4")},
+        {"x": np.zeros(6, "<f4")},
+    ):
+        assert same(remembering(encode(other)), other)
+
+
+def test_what_is_checked_of_values_is_checked_in_every_message():
+    flags = array_map(data=b"\0\1\0", dtype="|b1")
+    remembering = Decoder()
+    assert remembering(msgpack.packb(flags)).tolist() == [False, True, False]
+    with pytest.raises(FrameError, match="boolean"):
+        remembering(msgpack.packb(flags | {"data": b"\0\2\0"}))
+    remembering = Decoder()
+    remembering(msgpack.packb(array_map(data=bytes(200), dtype="|u1", shape=[200])))
+    with pytest.raises(FrameError, match="not 201"):  # the number is in the same place and of the same width
+        remembering(msgpack.packb(array_map(data=bytes(200), dtype="|u1", shape=[201])))
+
+
+def test_of_a_message_nothing_large_is_remembered():
+    remembering = Decoder(WireLimits(max_text=2**20))
+    for message in (
+        {"picture": np.zeros(10**6, np.uint8)},
+        {"bin": bytes(10**6)},
+        ["x" * 10**6],
+        [70_000] * 1000,
+    ):
+        data = Encoder().encode(message)
+        tracemalloc.start()
+        read = remembering(data)
+        del read, data
+        gc.collect()
+        assert tracemalloc.get_traced_memory()[0] < 50_000
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("name", ["request", "response"])

@@ -50,6 +50,24 @@ def test_plans_go_through_the_door_alone(monkeypatch):
         monkeypatch.undo()
 
 
+def test_every_message_has_its_own_pictures_and_state():
+    with serving(Planner()) as server, PolicyClient(server.url) as client:
+        for number in range(1, 20):
+            obs = observation()
+            obs["images"] = {name: np.full_like(image, number) for name, image in obs["images"].items()}
+            (chunk,) = client.plan([obs | {"state": np.full_like(obs["state"], number / 4)}])
+            assert (chunk[:, 0] == number / 4).all() and (chunk[:, 2] == number).all()
+
+
+def test_booleans_are_not_shared():
+    with serving(Planner()) as server:
+        _, ringer = rung(server.url)
+        flags = {"__shared__": True, "offset": 64, "dtype": "|b1", "shape": [3]}
+        obs = observation() | {"images": {}, "state": flags}
+        answer = decode(ringer.ask(Encoder().encode({"type": "plan", "observations": [obs]})))
+        assert answer["code"] == "bad_message" and "boolean" in answer["message"]
+
+
 def test_the_same_answers_as_through_the_websocket():
     with (
         serving(Planner()) as server,

@@ -26,7 +26,8 @@ from serving_fakes import TOKEN, Planner, Raw
 
 from vla_agents.agent import load_agent
 from vla_agents.errors import ConnectionLostError, FrameError, ServingError
-from vla_agents.serving.codec import Encoder, WireLimits
+from vla_agents.serving.arrays import WireLimits
+from vla_agents.serving.codec import Encoder
 from vla_agents.serving.remote import PolicyClient
 from vla_agents.serving.server import serving
 from vla_agents.serving.settings import ServerConfig

@@ -21,7 +21,7 @@ from serving_fakes import TOKEN, Planner
 
 from vla_agents.agent import load_agent
 from vla_agents.errors import ActionError, ConfigError, ConnectionLostError, RemotePolicyError
-from vla_agents.serving.codec import LIMITS
+from vla_agents.serving.arrays import LIMITS
 from vla_agents.serving.gr00t import Gr00tServer, find_token
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.server import PolicyServer, serving

@@ -11,6 +11,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +154,17 @@ class Embodiment:
             raise EmbodimentError(f"embodiment {self.name!r} has control_hz {self.control_hz}")
 
     # ---- sizes and spaces ---------------------------------------------------------------------------------
-    @property
+    @cached_property
     def action_dim(self) -> int:
         """Length of the action vector."""
         return sum(part.size for part in self.action)
 
-    @property
+    @cached_property
     def state_dim(self) -> int:
         """Length of the state vector (0 where there is none)."""
         return sum(part.size for part in self.state)
 
-    @property
+    @cached_property
     def camera_names(self) -> tuple[str, ...]:
         """The cameras' names, in order."""
         return tuple(camera.name for camera in self.cameras)

@@ -11,77 +11,15 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
-from vla_agents.base_agent import Plans
 from vla_agents.errors import ActionError, ServerBusyError
-from vla_agents.observations import Observation
 from vla_agents.serving.mailbox import Door, Mailbox
+from vla_agents.serving.planning import BatchPlanner, Done, Planned, PlanRequest, run_policy
 
-
-class BatchPlanner(Plans, Protocol):
-    """What a server serves; `PolicyAgent` is one."""
-
-    def generator(self, seed: int) -> Any:
-        """A source of randomness for `plan_batch`."""
-
-    def plan_batch(
-        self,
-        observations: Sequence[Observation],
-        generators: Sequence[Any],
-        prefixes: Sequence[np.ndarray] | None = None,
-        committed: int = 0,
-    ) -> Sequence[np.ndarray]:
-        """A chunk (H, D) for each observation; see `PolicyAgent.plan_batch`."""
-
-
-@dataclass
-class PlanRequest:
-    """What a client asks for at once.
-
-    Args:
-        observations: n of them, checked.
-        slots: Which of the client's envs each is of.
-        seeds: For each a seed to start its slot's generator from, or None.
-        prefixes: For each, (P, D) first actions that are known already, or None for all.
-        committed: How many of those will be carried out for sure.
-        client: Whose; names the session.
-        generators: The client's generators by slot.
-    """
-
-    observations: Sequence[Observation]
-    slots: Sequence[int] = (0,)
-    seeds: Sequence[int | None] = (None,)
-    prefixes: Sequence[np.ndarray] | None = None
-    committed: int = 0
-    client: str = ""
-    generators: dict[int, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Planned:
-    """The answer: chunks (n, H, D), and how it came about.
-
-    Args:
-        chunks: float32 (n, H, D).
-        batch: Observations that went through the policy together.
-        queue_s: Time until the policy began.
-        infer_s: Time in the policy.
-        revision: Which load of the checkpoint it was; 1 is the first.
-    """
-
-    chunks: np.ndarray
-    batch: int
-    queue_s: float
-    infer_s: float
-    revision: int
-
-
-Done = Callable[[Planned | Exception], None]
 Brought = tuple[PlanRequest, Done]  # what comes through a door
 
 
@@ -254,7 +192,7 @@ class Batcher:
         assert planner is not None
         begin = time.monotonic()
         try:
-            chunks = _run_policy(planner, [job.request for job in jobs])
+            chunks = run_policy(planner, [job.request for job in jobs])
         except Exception as error:
             if len(jobs) == 1:
                 jobs[0].done(error)
@@ -267,7 +205,7 @@ class Batcher:
         self._took = seconds if not self._took else 0.7 * self._took + 0.3 * seconds
         with self._lock:
             self._answered.update((job.request.client, end) for job in jobs)
-        finite = np.isfinite(chunks).all(axis=(1, 2))  # (n,)
+        finite = np.isfinite(chunks.reshape(len(chunks), -1)).all(axis=1)  # (n,)
         start = 0
         for job in jobs:
             mine = slice(start, start + job.size)
@@ -277,30 +215,3 @@ class Batcher:
             else:
                 job.done(ActionError("the policy planned actions that are not finite"))
         self._observe(len(chunks), seconds)
-
-
-def _run_policy(planner: BatchPlanner, requests: list[PlanRequest]) -> np.ndarray:
-    """Chunks (n, H, D) of all observations of requests of one kind."""
-    observations = [obs for request in requests for obs in request.observations]
-    generators = [generator for request in requests for generator in _generators(planner, request)]
-    if requests[0].prefixes is None:
-        chunks = planner.plan_batch(observations, generators)
-    else:
-        prefixes = [prefix for request in requests for prefix in request.prefixes or ()]
-        chunks = planner.plan_batch(observations, generators, prefixes, requests[0].committed)
-    found = (
-        np.asarray(chunks[0], np.float32)[None]
-        if len(chunks) == 1
-        else np.stack(list(chunks)).astype(np.float32)
-    )
-    wanted = (len(observations), planner.horizon, planner.embodiment.action_dim)
-    if found.shape != wanted:
-        raise ActionError(f"the policy planned {found.shape}, expected {wanted}")
-    return found
-
-
-def _generators(planner: BatchPlanner, request: PlanRequest) -> list[Any]:
-    for slot, seed in zip(request.slots, request.seeds, strict=True):
-        if seed is not None:
-            request.generators[slot] = planner.generator(seed)
-    return [request.generators.get(slot) for slot in request.slots]

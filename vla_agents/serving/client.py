@@ -13,16 +13,17 @@ import vla_agents
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ActionError, FrameError, ServingError
 from vla_agents.observations import Observation
-from vla_agents.serving.codec import Encoder, decode
+from vla_agents.serving.codec import Decoder, Encoder
 from vla_agents.serving.doorbell_client import MOST, Ringer
 from vla_agents.serving.line import Line
 from vla_agents.serving.messages import PROTOCOL, SUBPROTOCOL, raise_error, read_embodiment
 from vla_agents.serving.security import is_loopback
-from vla_agents.serving.shared_memory import ClientMemory, is_supported
+from vla_agents.serving.shared_memory import ALIGNMENT, ClientMemory, is_supported
 from vla_agents.serving.transport import Wire
 
 log = logging.getLogger(__name__)
 _SMALLEST_MEMORY = 2**20
+_FIRST_ID = 2**16  # ids of one width, so that messages are laid out alike (`codec.Decoder`)
 
 
 class PolicyClient:
@@ -51,8 +52,8 @@ class PolicyClient:
         self.continues = False
         self.timing: dict[str, Any] = {}
         self._ours = embodiment
-        self._encoder = Encoder()
-        self._count = 0
+        self._encoder, self._decode = Encoder(), Decoder()
+        self._count = _FIRST_ID
         host = urlsplit(url).hostname
         self._may_share = shared_memory and is_supported() and (host is None or is_loopback(host))
         self._offered = False
@@ -126,7 +127,7 @@ class PolicyClient:
     # ---- the wire -----------------------------------------------------------------------------------------
     def _greet(self, wire: Wire) -> None:
         self._forget_memory()
-        hello = _read(wire.receive(), "hello")
+        hello = self._read(wire.receive(), "hello")
         if hello.get("protocol") != PROTOCOL:
             raise ServingError(
                 f"the server speaks version {hello.get('protocol')} of the protocol, this is {PROTOCOL}"
@@ -146,7 +147,7 @@ class PolicyClient:
         if self._ours is not None:
             ours["embodiment"] = self._ours.to_dict()
         wire.send(self._encoder.encode(ours))
-        _read(wire.receive(), "ready")
+        self._read(wire.receive(), "ready")
 
     def _ask(
         self, wire: Wire, message: dict[str, Any], kind: str, door: Ringer | None = None
@@ -158,7 +159,7 @@ class PolicyClient:
             else:
                 wire.send(data)
                 heard = wire.receive()
-        answer = _read(heard, kind)
+        answer = self._read(heard, kind)
         if answer.get("id") != self._count:
             raise FrameError(f"the server answered request {answer.get('id')!r}, not {self._count}")
         return answer
@@ -173,7 +174,7 @@ class PolicyClient:
         return found
 
     def _through_memory(self, wire: Wire, observations: Sequence[Observation]) -> list[Observation]:
-        """The observations with their arrays in shared memory, as far as there is some with room for them."""
+        """The observations with their pictures in shared memory, as far as there is some with room for them."""
         if not self._offered:
             return list(observations)
         if self._memory is None:
@@ -184,17 +185,18 @@ class PolicyClient:
         memory = self._memory
         memory.rewind()
 
-        def moved(value: Any) -> Any:
-            if isinstance(value, dict):
-                return {key: moved(item) for key, item in value.items()}
-            placed = memory.put(value) if isinstance(value, np.ndarray) and value.nbytes > 256 else None
-            return value if placed is None else placed
+        def placed(image: Any) -> Any:
+            told = memory.put(image) if isinstance(image, np.ndarray) else None
+            return image if told is None else told
 
-        return [moved(obs) for obs in observations]
+        return [
+            obs | {"images": {camera: placed(image) for camera, image in obs["images"].items()}}
+            for obs in observations
+        ]
 
     def _share(self, wire: Wire, observations: Sequence[Observation]) -> ClientMemory | None:
-        arrays = [a for obs in observations for a in (*obs.get("images", {}).values(), obs.get("state"))]
-        size = 2 * sum(getattr(array, "nbytes", 0) + 64 for array in arrays)
+        images = [image for obs in observations for image in obs["images"].values()]
+        size = 2 * sum(getattr(image, "nbytes", 0) + ALIGNMENT for image in images)
         answer = self._ask(wire, {"type": "share", "size": max(size, _SMALLEST_MEMORY)}, "shared")
         try:
             memory = ClientMemory(answer)
@@ -221,14 +223,15 @@ class PolicyClient:
             self._memory.close()
             self._memory = None
 
-
-def _read(data: bytes | str, kind: str) -> dict[str, Any]:
-    """A message of the server's of that type; an error is raised."""
-    message = decode(data) if isinstance(data, bytes) else None
-    if not isinstance(message, dict):
-        raise FrameError("the server sent what is no message of this protocol", "is it a vla-agents server?")
-    if message.get("type") == "error":
-        raise_error(message)
-    if message.get("type") != kind:
-        raise FrameError(f"the server sent {str(message.get('type'))[:40]!r} instead of {kind!r}")
-    return message
+    def _read(self, data: bytes | str, kind: str) -> dict[str, Any]:
+        """A message of the server's of that type; an error is raised."""
+        message = self._decode(data) if isinstance(data, bytes) else None
+        if not isinstance(message, dict):
+            raise FrameError(
+                "the server sent what is no message of this protocol", "is it a vla-agents server?"
+            )
+        if message.get("type") == "error":
+            raise_error(message)
+        if message.get("type") != kind:
+            raise FrameError(f"the server sent {str(message.get('type'))[:40]!r} instead of {kind!r}")
+        return message

@@ -15,10 +15,10 @@ from vla_agents.agent import PolicyAgent, load_agent
 from vla_agents.arguments import Options
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
-from vla_agents.serving.batching import BatchPlanner
-from vla_agents.serving.codec import WireLimits
+from vla_agents.serving.arrays import WireLimits
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.logs import log_to_stderr
+from vla_agents.serving.planning import BatchPlanner
 from vla_agents.serving.security import find_token
 from vla_agents.serving.server import PolicyServer
 from vla_agents.serving.settings import ServerConfig

@@ -24,7 +24,7 @@ import numpy as np
 import vla_agents
 from vla_agents.chunking import RecedingHorizon
 from vla_agents.errors import FrameError, VlaAgentsError
-from vla_agents.serving.codec import Encoder, decode
+from vla_agents.serving.codec import Decoder, Encoder, decode
 from vla_agents.serving.foreign_arrays import str_map, with_pictures
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.messages import MAX_OBSERVATIONS, error_message, read_observation
@@ -95,7 +95,8 @@ class Waiting:
     """Clients that wait for a map of ours before they ask: openpi's and StarVLA's, told apart by what they ask."""
 
     def __init__(self, session: Session) -> None:
-        self._session, self._encoder = session, Encoder()
+        self._session = session
+        self._encoder, self._decode = Encoder(), Decoder(session.limits)
         self._told_key = self._starvla = False
         self._id: str | int = "default"
         self._begin = 0.0
@@ -128,7 +129,7 @@ class Waiting:
         }
 
     async def _answer(self, data: bytes) -> bytes:
-        message = decode(data, self._session.limits)
+        message = self._decode(data)
         if not isinstance(message, dict):
             raise FrameError("a message that is no map")
         kind = message.get("type")

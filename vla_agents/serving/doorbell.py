@@ -22,9 +22,10 @@ from typing import Any
 
 from vla_agents.errors import FrameError, VlaAgentsError
 from vla_agents.serving import messages
-from vla_agents.serving.batching import Brought, Planned
-from vla_agents.serving.codec import Encoder, decode
+from vla_agents.serving.batching import Brought
+from vla_agents.serving.codec import Decoder, Encoder
 from vla_agents.serving.doorbell_client import MOST
+from vla_agents.serving.planning import Planned
 from vla_agents.serving.session import Session
 from vla_agents.serving.shared_memory import ServerMemory
 
@@ -44,7 +45,7 @@ class Doorbell:
 
     def __init__(self, session: Session, memory: ServerMemory) -> None:
         self._session, self._memory = session, memory
-        self._encoder = Encoder()
+        self._encoder, self._decode = Encoder(), Decoder(session.limits, memory.read_array)
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
         self.name = f"vla-agents-{secrets.token_hex(16)}"
@@ -110,7 +111,7 @@ class Doorbell:
         try:
             if len(data) > MOST:
                 raise FrameError(f"a packet of more than {MOST} bytes", "send it through the websocket")
-            message = decode(data, self._session.limits, self._memory.read_array)
+            message = self._decode(data)
             request = messages.request_id(message)
             if not isinstance(message, dict) or message.get("type") != "plan":
                 raise FrameError("what is no plan came through the shared memory's door")

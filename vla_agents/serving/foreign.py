@@ -17,7 +17,7 @@ from vla_agents.chunking import Chunker, make_chunker
 from vla_agents.embodiment import Embodiment, embodiment_of
 from vla_agents.errors import ActionError, ConfigError, FrameError, RemotePolicyError, suggest
 from vla_agents.observations import Observation
-from vla_agents.serving.codec import Encoder, decode
+from vla_agents.serving.codec import Decoder, Encoder
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.line import Line
 from vla_agents.serving.transport import Wire
@@ -55,7 +55,7 @@ class ForeignAgent(ChunkingAgent):
         horizon: int | None = None,
         **line: Any,
     ) -> None:
-        self._encoder = Encoder()
+        self._encoder, self._decode = Encoder(), Decoder()
         self.metadata: dict[str, Any] = {}
         self._line = Line(url, self._greet, **line)
         try:
@@ -115,14 +115,14 @@ class ForeignAgent(ChunkingAgent):
         answer = wire.receive()
         if isinstance(answer, str):
             raise RemotePolicyError(f"the server says: {answer.strip()[-500:]}")
-        found = decode(answer)
+        found = self._decode(answer)
         if not isinstance(found, dict):
             raise FrameError("the server answered with what is no map")
         return found
 
     def _greet(self, wire: Wire) -> None:
         first = wire.receive()
-        found = decode(first) if isinstance(first, bytes) else None
+        found = self._decode(first) if isinstance(first, bytes) else None
         if not isinstance(found, dict):
             raise FrameError("the server did not introduce itself with a map", "is it of that kind?")
         self.metadata = found

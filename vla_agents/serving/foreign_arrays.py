@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vla_agents.errors import FrameError
-from vla_agents.serving.codec import WireLimits, array_of, check_dtype, check_shape, checked, make_array, raw
+from vla_agents.serving.arrays import WireLimits, array_of, check_dtype, check_shape, checked, make_array, raw
 
 MAX_PIXELS = 4096 * 4096
 _MAX_HEADER = 4096  # bytes of a numpy file's

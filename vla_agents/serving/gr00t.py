@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from vla_agents.errors import FrameError, MissingDependencyError, ServingError, VlaAgentsError
-from vla_agents.serving.codec import Encoder, WireLimits, decode
+from vla_agents.serving.arrays import WireLimits
+from vla_agents.serving.codec import Encoder, decode
 from vla_agents.serving.foreign_arrays import numpy_file_map, with_numpy_files
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.messages import MAX_OBSERVATIONS, error_message

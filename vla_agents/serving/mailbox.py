@@ -60,11 +60,10 @@ class Mailbox:
             except Empty:
                 return ()
             return self._opened([item])
-        found = self._waiting()
-        if not found:
-            milliseconds = None if timeout is None else -(-timeout * 1000 // 1)
-            for number, _ in self._poll.poll(milliseconds):
-                found += self._waiting() if number == self._wake else self._at(number)
+        found: list[Any] = []
+        milliseconds = None if timeout is None else -(-timeout * 1000 // 1)
+        for number, _ in self._poll.poll(milliseconds):
+            found += self._waiting() if number == self._wake else self._at(number)
         return self._opened(found)
 
     def close(self) -> None:

@@ -39,7 +39,7 @@ from vla_agents.errors import (
 from vla_agents.observations import Observation, check_observation
 
 if TYPE_CHECKING:
-    from vla_agents.serving.batching import Planned
+    from vla_agents.serving.planning import Planned
 
 SUBPROTOCOL = "vla-agents.v1"
 PROTOCOL = 1
@@ -187,6 +187,8 @@ def read_observation(obs: Any, embodiment: Embodiment, slot: int | None = None) 
 
 def as_vector(value: Any, name: str) -> np.ndarray:
     """An array or list of numbers as float32 of its own (nobody else can change it any more)."""
+    if isinstance(value, np.ndarray) and value.dtype == np.float32:
+        return value.copy()
     try:
         with np.errstate(over="ignore"):  # what is too large becomes infinite, and is refused as that
             return np.array(value, np.float32)

@@ -7,7 +7,7 @@ from typing import Any
 import vla_agents
 from vla_agents.errors import EmbodimentMismatchError, FrameError, VlaAgentsError
 from vla_agents.serving import doorbell, messages
-from vla_agents.serving.codec import Encoder, array_of, decode
+from vla_agents.serving.codec import Decoder, Encoder
 from vla_agents.serving.session import Left, Session
 from vla_agents.serving.shared_memory import ServerMemory, is_supported
 
@@ -22,7 +22,7 @@ class NativeProtocol:
 
     def __init__(self, session: Session, is_local: bool) -> None:
         self._session, self._shares = session, is_local and is_supported()
-        self._encoder = Encoder()
+        self._encoder, self._decode = Encoder(), Decoder(session.limits)
         self._memory: ServerMemory | None = None
         self._doorbell: doorbell.Doorbell | None = None
 
@@ -58,9 +58,7 @@ class NativeProtocol:
     async def _meet(self) -> bool:
         """Hear the client's hello; False where its body is another, which it is told."""
         try:
-            hello = decode(
-                await self._session.receive(self._session.server.config.hello_s), self._session.limits
-            )
+            hello = self._decode(await self._session.receive(self._session.server.config.hello_s))
             messages.fields(hello, ("type", "protocol"), ("client", "embodiment"))
             if hello["type"] != "hello":
                 raise FrameError("the first message must be a hello")
@@ -81,9 +79,7 @@ class NativeProtocol:
     async def _answer_one(self) -> None:
         request = None
         try:
-            data = await self._session.receive()
-            read = array_of if self._memory is None else self._memory.read_array
-            message = decode(data, self._session.limits, read)
+            message = self._decode(await self._session.receive())
             request = messages.request_id(message)
             answer = await self._answer(message, request)
         except Left:
@@ -132,6 +128,7 @@ class NativeProtocol:
         if not self._shares or self._memory is not None:
             raise FrameError("this connection has no shared memory to give", "send arrays in the message")
         self._memory = ServerMemory(message["size"], self._session.limits)
+        self._decode = Decoder(self._session.limits, self._memory.read_array)
         answer = {"type": "shared", "id": request, **self._memory.describe()}
         if doorbell.is_supported():
             self._doorbell = doorbell.Doorbell(self._session, self._memory)

@@ -26,7 +26,7 @@ from urllib.parse import urlsplit
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, MissingDependencyError, ServingError
 from vla_agents.serving.allocator import keep_freed_memory
-from vla_agents.serving.batching import Batcher, BatchPlanner
+from vla_agents.serving.batching import Batcher
 from vla_agents.serving.connections import (
     connection_class,
     is_live,
@@ -37,6 +37,7 @@ from vla_agents.serving.connections import (
 )
 from vla_agents.serving.messages import SUBPROTOCOL
 from vla_agents.serving.metrics import CONTENT_TYPE, ServerMetrics
+from vla_agents.serving.planning import BatchPlanner
 from vla_agents.serving.security import check_exposure, is_authorized, server_tls
 from vla_agents.serving.session import Left, Session
 from vla_agents.serving.settings import PATHS, ServerConfig

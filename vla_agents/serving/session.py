@@ -18,9 +18,9 @@ import numpy as np
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import FrameError, ServerBusyError, VlaAgentsError
 from vla_agents.observations import Observation
-from vla_agents.serving.batching import Planned, PlanRequest
-from vla_agents.serving.codec import WireLimits
+from vla_agents.serving.arrays import WireLimits
 from vla_agents.serving.messages import MAX_OBSERVATIONS, DrainingError, code_of
+from vla_agents.serving.planning import Planned, PlanRequest
 
 if TYPE_CHECKING:
     from vla_agents.serving.server import PolicyServer

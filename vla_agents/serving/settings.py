@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from vla_agents.errors import ConfigError, UnknownNameError
-from vla_agents.serving.codec import WireLimits
+from vla_agents.serving.arrays import WireLimits
 
 PATHS = {"/openpi": "openpi", "/starvla": "starvla", "/vla-eval": "vla-eval"}
 

@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from vla_agents.errors import FrameError
-from vla_agents.serving.codec import WireLimits, array_of, check_dtype, check_shape, checked, make_array
+from vla_agents.serving.arrays import WireLimits, array_of, check_dtype, check_shape, checked, view_of
 
 NONCE = 32  # bytes at the beginning by which a client knows that it opened the right memory
 ALIGNMENT = 64
 MAX_SIZE = 256 * 2**20
+MOST_PLACES = 64  # that a client remembers
 
 
 def is_supported() -> bool:
@@ -68,14 +69,13 @@ class ServerMemory:
         if self._closed:
             raise FrameError("the shared memory was closed", "connect again")
         kind = check_dtype(found.get("dtype"))
-        _, size = check_shape(found.get("shape"), kind, self._limits)
+        axes, size = check_shape(found.get("shape"), kind, self._limits)
+        if kind.kind == "b":  # a client could change what was checked
+            raise FrameError("a boolean array in shared memory", "send it in the message")
         offset = found.get("offset")
         if type(offset) is not int or not NONCE <= offset <= self.size - size:
             raise FrameError("an array that lies outside the shared memory")
-        data = self._view[offset : offset + size]
-        if kind.kind == "b":
-            data = memoryview(bytes(data))
-        return make_array(data, found["dtype"], found["shape"], limits)
+        return view_of(self._view[offset : offset + size], kind, axes)
 
     def close(self) -> None:
         """Give the memory back once no array looks at it any more."""
@@ -109,6 +109,7 @@ class ClientMemory:
             raise OSError("not the server's memory")
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._at = NONCE
+        self._places: dict[Any, tuple[np.ndarray, int, dict[str, Any]]] = {}  # by what fits there
 
     def rewind(self) -> None:
         """Begin a new message; what the last one held is overwritten."""
@@ -116,15 +117,23 @@ class ClientMemory:
 
     def put(self, array: np.ndarray) -> dict[str, Any] | None:
         """Write an array; what stands for it in the message, or None where there is no more room."""
-        array = checked(array)
-        start = -(-self._at // ALIGNMENT) * ALIGNMENT
-        if start + array.nbytes > len(self._bytes):
-            return None
-        target = self._bytes[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+        key = (self._at, array.dtype, array.shape)
+        if key not in self._places:
+            kind = checked(np.empty(0, array.dtype)).dtype
+            start = -(-self._at // ALIGNMENT) * ALIGNMENT
+            end = start + array.nbytes
+            if end > len(self._bytes):
+                return None
+            target = self._bytes[start:end].view(kind).reshape(array.shape)
+            told = {"__shared__": True, "offset": start, "dtype": kind.str, "shape": list(array.shape)}
+            if len(self._places) == MOST_PLACES:
+                self._places.clear()
+            self._places[key] = (target, end, told)
+        target, self._at, told = self._places[key]
         np.copyto(target, array)
-        self._at = start + array.nbytes
-        return {"__shared__": True, "offset": start, "dtype": array.dtype.str, "shape": list(array.shape)}
+        return told
 
     def close(self) -> None:
         """Unmap."""
+        self._places.clear()
         del self._bytes, self._memory
