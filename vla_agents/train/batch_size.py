@@ -1,8 +1,8 @@
 """`vla-agents train --find-batch-size`: which micro-batch fits, and which is fastest.
 
 Batches of 1, 2, 4, ... samples go through forward and backward pass, with the optimiser's state allocated, until memory is
-short: on a GPU until it says so, on a CPU until the next one would take more than is free. Nothing is trained: the weights
-are as before.
+short (on a GPU until it says so, on a CPU until the next one would take more than is free) or samples/s do not grow any
+more. Nothing is trained: the weights are as before.
 """
 
 from __future__ import annotations
@@ -22,12 +22,21 @@ from vla_agents.train.failures import is_out_of_memory
 from vla_agents.train.optimizers import make_optimizers
 
 LARGEST = 1024
+_GROWTH = 1.05  # times the samples/s of all smaller sizes: less is no gain ...
+_PATIENCE = 2  # ... and after so many sizes without one it is over
+_PASSES = 4  # of each size; the first one warms up, and of the others the fastest counts
 _SHARE = 0.8  # of the free memory of a CPU that may be used
 
 
 @dataclass(frozen=True)
 class Tried:
-    """One batch size: bytes at the peak beyond what is there anyway, samples per second; None where it did not fit."""
+    """One batch size.
+
+    Args:
+        size: Samples.
+        memory: Bytes at the peak beyond what is there anyway; None where it did not fit.
+        rate: Samples per second; None where it did not fit.
+    """
 
     size: int
     memory: int | None
@@ -52,7 +61,7 @@ def find_batch_size(
         free: Bytes of a CPU that may be used; None: most of what is free.
 
     Returns:
-        What was tried, in order; the last one may not have fitted.
+        What was tried, in order; the last one may not have fitted. `why_it_ended` says why there is no larger one.
     """
     device = next(policy.parameters()).device
     if free is None and device.type == "cpu":
@@ -70,13 +79,28 @@ def find_batch_size(
                 return [*tried, Tried(size, None, None)]
             found = _try(policy, make_batch(size).to(device), config)
             tried.append(Tried(size, *found) if found else Tried(size, None, None))
-            if found is None:
+            if found is None or not _grows(tried):
                 return tried
             size *= 2
     finally:
         policy.zero_grad(set_to_none=True)
         torch.set_rng_state(random)
     return tried
+
+
+def _grows(tried: list[Tried]) -> bool:
+    """Whether one of the last sizes brought more samples/s than all before it."""
+    rates = [row.rate for row in tried if row.rate is not None]
+    return len(rates) <= _PATIENCE or max(rates[-_PATIENCE:]) >= _GROWTH * max(rates[:-_PATIENCE])
+
+
+def why_it_ended(tried: list[Tried]) -> str:
+    """Why no larger size was tried, in words."""
+    if tried[-1].rate is None:
+        return f"{tried[-1].size} samples do not fit"
+    if not _grows(tried):
+        return f"samples/s do not grow any more, so larger ones than {tried[-1].size} were not tried"
+    return f"larger ones than {tried[-1].size} were not tried"
 
 
 def _try(policy: nn.Module, batch: Any, config: RunConfig) -> tuple[int, float] | None:
@@ -87,7 +111,7 @@ def _try(policy: nn.Module, batch: Any, config: RunConfig) -> tuple[int, float] 
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         kept = 0
-        for _ in range(2):  # the first one warms up
+        for _ in range(_PASSES):
             begin = time.perf_counter()
             kept = _forward_and_backward(policy, batch, config)
             if device.type == "cuda":
@@ -102,7 +126,7 @@ def _try(policy: nn.Module, batch: Any, config: RunConfig) -> tuple[int, float] 
             torch.cuda.empty_cache()
         return None
     peak = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else kept
-    return peak, len(batch) / seconds[-1]
+    return peak, len(batch) / min(seconds[1:])
 
 
 def _forward_and_backward(policy: nn.Module, batch: Any, config: RunConfig) -> int:
@@ -148,7 +172,9 @@ def tell(tried: list[Tried], config: RunConfig, console: Console) -> None:
     wanted = config.batch_size * config.accumulation
     pieces = max(1, round(wanted / size))
     console.print(
-        f"fastest: --batch-size {size}; for the {wanted} samples per step that this run has: "
+        f"{why_it_ended(tried)}\n"
+        f"the smallest of the fastest: --batch-size {size}; for the {wanted} samples per step of this run: "
         f"--batch-size {min(size, wanted)} --accumulation {pieces}",
         highlight=False,
+        soft_wrap=True,
     )

@@ -7,8 +7,9 @@ import html
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vla_agents.train.callbacks import Callback
 from vla_agents.train.metrics import read_entries
@@ -17,15 +18,42 @@ if TYPE_CHECKING:
     from vla_agents.train.trainer import Trainer
 
 _log = logging.getLogger(__name__)
-_PANELS = (
-    ("loss", ("loss", "val_loss"), True),
-    ("success", ("success",), False),
-    ("learning rate", ("lr",), False),
-    ("norm of the gradient", ("grad_norm",), True),
-    ("samples per second", ("samples_per_second",), False),
-    ("share of the time waiting for data", ("data_wait",), False),
+# Title, what belongs there (a name, or a name and "/" and a task), and how it is drawn.
+_PANELS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("loss", ("loss", "val_loss"), "log"),
+    ("validation loss of each", ("val_loss/",), "log"),
+    ("success, closed loop", ("success", "success/", "stage_success"), "share"),
+    ("stage", ("stage",), "stairs"),
+    ("questions answered right", ("answers_right",), "share"),
+    ("learning rate", ("lr",), ""),
+    ("norm of the gradient", ("grad_norm",), "log"),
+    ("samples per second", ("samples_per_second",), ""),
+    ("share of the time waiting for data", ("data_wait",), "share"),
+    ("memory, GB", ("memory_gb",), "from 0"),
 )
-_OTHER = ("memory_gb", "success_low", "success_high")
+_BAND = ("success_low", "success_high")  # around success: its 95 % interval
+_LEGEND = 8  # curves that a legend within the panel has room for
+_LABEL = 40  # characters of a name in it
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves of one kind on axes of their own.
+
+    Args:
+        title: Above it.
+        keys: Of the entries.
+        style: `log`, `share` (0 to 1), `stairs`, `from 0` or nothing.
+    """
+
+    title: str
+    keys: tuple[str, ...]
+    style: str = ""
+
+    @property
+    def crowded(self) -> bool:
+        """Too many curves for a legend within."""
+        return len(self.keys) > _LEGEND
 
 
 class Curves(Callback):
@@ -61,33 +89,101 @@ def draw_run(out: Path) -> None:
     os.replace(page, out / "run.html")
 
 
+def panels_of(entries: Sequence[dict[str, float]]) -> list[Panel]:
+    """What is drawn where: things of one kind together, things of different kinds never on the same axes."""
+    known = dict.fromkeys(key for entry in entries for key in entry if key not in ("step", *_BAND))
+    found = []
+    for title, wanted, style in _PANELS:
+        keys = [k for k in known if k in wanted or any(w.endswith("/") and k.startswith(w) for w in wanted)]
+        for key in keys:
+            del known[key]
+        if keys:
+            found.append(Panel(title, tuple(keys), style))
+    parts = [key for key in known if any(key in entry and "loss" in entry for entry in entries)]
+    if parts:
+        found.insert(1, Panel("parts of the loss", tuple(parts), "log"))
+    own: dict[str, list[str]] = {}  # of one's own evaluation or callback
+    for key in known:
+        if key not in parts:
+            own.setdefault(key.partition("/")[0], []).append(key)
+    return found + [Panel(name, tuple(keys)) for name, keys in own.items()]
+
+
 def _plot(entries: Sequence[dict[str, float]], file: Path) -> None:
     from matplotlib.figure import Figure
 
-    known = {key for entry in entries for key in entry} - {"step"}
-    panels = [(title, [k for k in keys if k in known], log) for title, keys, log in _PANELS]
-    panels = [panel for panel in panels if panel[1]]
-    other = sorted(known - {k for _, keys, _ in _PANELS for k in keys} - set(_OTHER))
-    if other:
-        panels.insert(1, ("parts", other, False))
-    figure = Figure(figsize=(11, 2.6 * ((len(panels) + 1) // 2)), layout="constrained")
-    for number, (title, keys, logarithmic) in enumerate(panels, start=1):
-        axes = figure.add_subplot((len(panels) + 1) // 2, 2, number)
-        for key in keys:
-            points = [(entry["step"], entry[key]) for entry in entries if key in entry]
-            axes.plot(
-                *zip(*points, strict=True), label=key, marker="o" if len(points) < 12 else None, markersize=3
-            )
-        if logarithmic and all(e[k] > 0 for e in entries for k in keys if k in e):
-            axes.set_yscale("log")
-        if title.startswith("success") or title.startswith("share"):
-            axes.set_ylim(-0.02, 1.02)
-        axes.set_title(title, fontsize=10)
-        axes.set_xlabel("step", fontsize=8)
-        axes.grid(alpha=0.3)
-        if len(keys) > 1:
-            axes.legend(fontsize=8)
+    rows = _rows(panels_of(entries))
+    figure = Figure(figsize=(12, 2.8 * len(rows)), layout="constrained")
+    last = max(1.0, *(entry["step"] for entry in entries))
+    for part, row in zip(figure.subfigures(len(rows), 1, squeeze=False)[:, 0], rows, strict=True):
+        for column, panel in enumerate(row):
+            axes = part.add_subplot(1, 1 if panel.crowded else 2, column + 1)
+            _draw_panel(axes, panel, entries)
+            axes.set_xlim(0, 1.02 * last)  # all panels alike, to compare them by eye
     figure.savefig(file, dpi=100, format="png")
+
+
+def _rows(panels: Sequence[Panel]) -> list[list[Panel]]:
+    """Two in a row; one of many curves, whose legend stands beside it, alone."""
+    rows: list[list[Panel]] = []
+    for panel in panels:
+        free = rows and len(rows[-1]) == 1 and not rows[-1][0].crowded
+        if free and not panel.crowded:
+            rows[-1].append(panel)
+        else:
+            rows.append([panel])
+    return rows
+
+
+def _draw_panel(axes: Any, panel: Panel, entries: Sequence[dict[str, float]]) -> None:
+    if panel.crowded:
+        from matplotlib import colormaps
+
+        axes.set_prop_cycle(color=colormaps["tab20"].colors)
+    for key in panel.keys:
+        steps, values = zip(*[(e["step"], e[key]) for e in entries if key in e], strict=True)
+        whole = key in ("loss", "val_loss", "success")  # beside its parts
+        axes.plot(
+            steps,
+            values,
+            label=(key.partition("/")[2] or key)[:_LABEL],
+            marker="o" if len(steps) < 30 else None,
+            markersize=3,
+            drawstyle="steps-post" if panel.style == "stairs" else "default",
+            **({"color": "black", "linewidth": 2, "zorder": 3} if whole and len(panel.keys) > 2 else {}),
+        )
+    band = [(e["step"], *(e[key] for key in _BAND)) for e in entries if all(k in e for k in _BAND)]
+    if band and "success" in panel.keys:
+        axes.fill_between(*zip(*band, strict=True), color="gray", alpha=0.2, linewidth=0, label="95 %")
+    _scale(axes, panel, [e[key] for e in entries for key in panel.keys if key in e])
+    axes.set_title(panel.title, fontsize=10)
+    axes.set_xlabel("step", fontsize=8)
+    axes.tick_params(which="both", labelsize=8)
+    axes.grid(alpha=0.3)
+    if panel.crowded:
+        axes.legend(fontsize=7, loc="center left", bbox_to_anchor=(1, 0.5), ncols=1 + len(panel.keys) // 14)
+    elif len(axes.get_legend_handles_labels()[1]) > 1:
+        axes.legend(fontsize=8)
+
+
+def _scale(axes: Any, panel: Panel, values: Sequence[float]) -> None:
+    if panel.style == "log" and min(values) > 0:
+        from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+
+        narrow = max(values) < 30 * min(values)  # too few powers of ten to read off
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5) if narrow else (1,)))
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(NullFormatter())
+        if narrow:
+            axes.yaxis.set_minor_locator(NullLocator())
+    elif panel.style == "share":
+        axes.set_ylim(-0.02, 1.02)
+    elif panel.style == "stairs":
+        axes.set_ylim(-0.2, max(values) + 0.2)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+    elif panel.style == "from 0":
+        axes.set_ylim(0, max(values) * 1.1 or 1)
 
 
 def _page(out: Path) -> str:

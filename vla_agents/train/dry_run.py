@@ -31,8 +31,8 @@ def dry_run(policy: Policy, strategy: Strategy, config: TrainConfig, console: Co
     batch: Any = strategy.batches(0, 1, 0, 1)[0]
     console.print(_shapes(batch))
     console.print(str(learning_table(policy)), highlight=False, markup=False)
-    groups = make_optimizers(policy, config.optimizer)
-    for optimizer in groups:
+    optimizers = make_optimizers(policy, config.optimizer)
+    for optimizer in optimizers:
         for group in optimizer.param_groups:
             numbers = sum(p.numel() for p in group["params"])
             name = type(optimizer).__name__
@@ -40,7 +40,7 @@ def dry_run(policy: Policy, strategy: Strategy, config: TrainConfig, console: Co
                 f"{name}: {numbers:,} numbers, learning rate {group['lr']:g}, weight decay {group['weight_decay']:g}",
                 highlight=False,
             )
-    console.print(_memory(policy, batch, config))
+    console.print(_memory(policy, batch, config, optimizers))
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     window = batch if isinstance(batch, Batch) else getattr(batch, "actions", None)
@@ -83,20 +83,27 @@ def _tensors(batch: Any, prefix: str = "") -> list[tuple[str, Tensor]]:
     return found
 
 
-def _memory(policy: nn.Module, batch: Any, config: TrainConfig) -> Table:
+def _memory(
+    policy: nn.Module, batch: Any, config: TrainConfig, optimizers: Sequence[torch.optim.Optimizer]
+) -> Table:
     """By arithmetic, but for the activations, which are measured on one sample."""
     table = Table("memory", "GB", "how", title="estimate for each process that holds everything")
     weights = sum(p.numel() * p.element_size() for p in policy.parameters())
     learning = [p for p in policy.parameters() if p.requires_grad]
     gradients = sum(p.numel() * p.element_size() for p in learning)
-    states = {"adamw": 2, "muon": 2}[config.optimizer.kind] * gradients
+    states = sum(
+        (1 if isinstance(optimizer, torch.optim.Muon) else 2) * p.numel() * p.element_size()
+        for optimizer in optimizers
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
     rows = [
         ("weights", weights, "as loaded"),
         ("gradients", gradients, "of what learns"),
-        ("optimiser", states, "two averages per number that learns (Muon: one)"),
+        ("optimiser", states, "AdamW two, Muon one average per number that learns"),
         ("moving average", weights if config.ema else 0, "--ema"),
     ]
-    one = activation_bytes(policy, batch)
+    one = activation_bytes(policy, batch, half=config.mixed_precision == "bf16")
     if one is not None:
         rows.append(
             ("activations", one * config.batch_size, f"measured on one sample, times {config.batch_size}")
@@ -108,8 +115,9 @@ def _memory(policy: nn.Module, batch: Any, config: TrainConfig) -> Table:
     return table
 
 
-def activation_bytes(policy: nn.Module, batch: Any) -> int | None:
-    """Bytes that the forward pass of one sample keeps for the backward pass; None where a batch cannot be cut."""
+def activation_bytes(policy: nn.Module, batch: Any, *, half: bool = False) -> int | None:
+    """Bytes that the forward pass of one sample keeps for the backward pass (in bfloat16 where it is computed by halves);
+    None where a batch cannot be cut."""
     cut = getattr(batch, "sample", None)
     if cut is None:
         return None
@@ -123,10 +131,12 @@ def activation_bytes(policy: nn.Module, batch: Any) -> int | None:
         return tensor
 
     was, state = policy.training, torch.get_rng_state()
+    device = next(policy.parameters()).device
     policy.train()
     try:
-        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-            losses = policy(cut(0).to(next(policy.parameters()).device))
+        keeping = torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor)
+        with keeping, torch.autocast(device.type, torch.bfloat16, enabled=half):
+            losses = policy(cut(0).to(device))
             del losses
     finally:
         policy.train(was)

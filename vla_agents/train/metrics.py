@@ -1,4 +1,4 @@
-"""Where numbers go: a line of JSON per entry, TensorBoard, and the progress bar."""
+"""Where numbers go: a line of JSON per entry, and TensorBoard."""
 
 from __future__ import annotations
 
@@ -6,21 +6,10 @@ import json
 import os
 import resource
 import sys
-import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 
 
 class MetricsLog:
@@ -84,53 +73,3 @@ def memory(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (1e9 if sys.platform == "darwin" else 1e6)  # bytes there, KiB elsewhere
-
-
-class TrainingBar:
-    """Progress of a run: step, loss, samples/s, time left; where the output is no terminal, a line now and then.
-
-    Args:
-        total: Steps of the run.
-        title: What is trained.
-        start: Steps that were taken before.
-        show: False for all processes but the first.
-    """
-
-    def __init__(self, total: int, title: str, *, start: int = 0, show: bool = True) -> None:
-        self._console = Console(stderr=True)
-        self._show, self._title, self._total = show, title, total
-        self._live = show and self._console.is_terminal
-        self._last_line = time.monotonic()
-        self._progress = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[status]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-            disable=not self._live,
-        )
-        self._task = self._progress.add_task(title, total=total, completed=start, status="")
-
-    def __enter__(self) -> TrainingBar:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._progress.stop()
-
-    def update(self, step: int, **values: float | str) -> None:
-        """Show where we are."""
-        status = "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in values.items())
-        self._progress.update(self._task, completed=step, status=status)
-        if self._show and not self._live and time.monotonic() - self._last_line > 15:
-            self._last_line = time.monotonic()
-            self._console.print(f"{self._title}: step {step}/{self._total}  {status}", highlight=False)
-
-    def message(self, text: str) -> None:
-        """A line above the bar."""
-        if self._show:
-            self._console.print(text, highlight=False)

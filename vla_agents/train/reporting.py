@@ -5,8 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
+from vla_agents.train.bar import TrainingBar
 from vla_agents.train.callbacks import Callback, StepReport
-from vla_agents.train.metrics import MetricsLog, TrainingBar, memory
+from vla_agents.train.metrics import MetricsLog, memory
 
 if TYPE_CHECKING:
     from vla_agents.train.trainer import Trainer
@@ -62,24 +63,22 @@ class Reporter(Callback):
         if self._log is not None:
             self._log.write(trainer.step, **numbers)
         if self._bar is not None:
-            self._bar.update(trainer.step, **self._shown(trainer, numbers, parts))
+            shown = {
+                "loss": self._average,
+                **parts,
+                "samples/s": f"{rate:.0f}",
+                "data wait": f"{100 * waited:.0f} %",
+                "memory": f"{numbers['memory_gb']:.1f} GB",
+            }
+            self._bar.update(trainer.step, shown)
         self._begin()
-
-    def _shown(
-        self, trainer: Trainer, numbers: dict[str, float], parts: dict[str, float]
-    ) -> dict[str, float | str]:
-        shown: dict[str, float | str] = {"loss": self._average, **parts}
-        shown |= {key: trainer.metrics[key] for key in ("val_loss", "success") if key in trainer.metrics}
-        return shown | {
-            "samples/s": f"{numbers['samples_per_second']:.0f}",
-            "data wait": f"{100 * numbers['data_wait']:.0f} %",
-            "memory": f"{numbers['memory_gb']:.1f} GB",
-        }
 
     def on_validated(self, trainer: Trainer, metrics: dict[str, float]) -> None:
         """Write the metrics; the time it took is not training time."""
         if self._log is not None and metrics:
             self._log.write(trainer.step, **metrics)
+        if self._bar is not None:
+            self._bar.validated(trainer.step, metrics)
         self._begin()
 
     def on_saved(self, trainer: Trainer, folder: Any) -> None:
