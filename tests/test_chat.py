@@ -195,6 +195,9 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DatasetNotFoundError):
         ConversationSet(tmp_path / "nothing.json")
     file = tmp_path / "x.json"
+    (tmp_path / "lines.jsonl").write_text("\n{}\n{bad\n")
+    with pytest.raises(DatasetError, match=r"lines.jsonl: line 3: not JSON"):
+        ConversationSet(tmp_path / "lines.jsonl")
     for text, says in (("{", "not JSON"), ('{"a": 1}', "expected a list")):
         file.write_text(text)
         with pytest.raises(DatasetError, match=says):

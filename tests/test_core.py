@@ -56,7 +56,7 @@ def test_configs_survive_the_disk(tmp_path: Path) -> None:
     ("text", "message"),
     [
         ("path: a\nstesp: 3", r"unknown key 'stesp'. Did you mean 'steps'"),
-        ("path: a\ninner: {rat: 3}", r"c\.yaml\.inner: unknown key 'rat'. Did you mean 'rate'"),
+        ("path: a\ninner: {rat: 3}", r"c\.yaml: inner: unknown key 'rat'. Did you mean 'rate'"),
         ("path: a\nsteps: 3.5", r"steps: expected int, got float 3\.5"),
         ("path: a\nsteps: true", "steps: expected int, got bool"),
         ("path: a\nsteps: '3'", "steps: expected int, got str"),

@@ -74,6 +74,8 @@ def test_patterns_that_match_nothing() -> None:
     policy = make("qwen_oft", "qwen3_vl")
     with pytest.raises(ConfigError, match=r"freeze: no name has a match of 'visuel'\n.*did you mean visual"):
         freeze(policy, ["visuel"])
+    with pytest.raises(ConfigError, match=r"did you mean visual\?"):
+        freeze(policy, ["backbone.vison.*"])
     with pytest.raises(ConfigError, match="no regular expression"):
         freeze(policy, ["("])
     with pytest.raises(ConfigError, match="did you mean mlp"):

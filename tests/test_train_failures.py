@@ -14,16 +14,21 @@ import torch
 from test_train import BASE, losses
 from tiny import ArrayWindows, random_batch, tiny_policy
 
-from vla_agents.errors import ConfigError, OutOfMemoryError, TrainingError
+from vla_agents.config import from_dict, save_yaml
+from vla_agents.errors import ConfigError, DatasetError, OutOfMemoryError, TrainingError
 from vla_agents.policies.checkpoint import load_policy
 from vla_agents.policies.policy import Batch
 from vla_agents.train import failures
 from vla_agents.train.callbacks import Callback, StepReport
 from vla_agents.train.checkpoints import newest_checkpoint
+from vla_agents.train.config import OptimizerConfig, TrainConfig
 from vla_agents.train.keep import Keep
 from vla_agents.train.metrics import read_entries, truncate_after
+from vla_agents.train.resuming import check_resumed
 from vla_agents.train.strategy import BehaviourCloning
 from vla_agents.train.trainer import Trainer
+
+MUON = OptimizerConfig(kind="muon")
 
 
 class Described(ArrayWindows):
@@ -207,3 +212,73 @@ def test_workers_preprocess_and_change_nothing(tmp_path: Path) -> None:
         strategy.close()
         curves.append(losses(tmp_path / str(workers)))
     assert curves[0] == curves[1]
+
+
+def test_whatever_ends_a_run_the_steps_before_it_are_kept(tmp_path: Path) -> None:
+    reading = trainer(tmp_path / "read", save_every=0, validate_every=100, steps=9)
+    real = reading.strategy.batches
+
+    def batches(step: int, *cut: Any) -> Any:
+        if step == 3:
+            raise DatasetError("data/a.png", "not a readable picture")
+        return real(step, *cut)
+
+    reading.strategy.batches = batches  # type: ignore[method-assign]
+    with pytest.raises(DatasetError, match="not a readable picture"):
+        reading.fit()
+    assert newest_checkpoint(tmp_path / "read") == tmp_path / "read/checkpoints/step_000003"
+
+    acting = trainer(tmp_path / "act", save_every=0, validate_every=4, steps=9)
+    acting.evaluate = lambda policy, step: {"success": 1 / (step - 8)}  # its simulator dies in the second one
+    with pytest.raises(ZeroDivisionError):
+        acting.fit()
+    assert newest_checkpoint(tmp_path / "act") == tmp_path / "act/checkpoints/step_000008"
+    assert (tmp_path / "act/best").resolve().name == "step_000004"
+
+    stepping = trainer(tmp_path / "half", save_every=0, validate_every=100, steps=9)
+    taken = stepping.engine.step
+
+    def step() -> None:
+        taken()
+        if stepping.step == 3:  # the weights are neither those of step 3 nor those of step 4
+            raise MemoryError
+
+    stepping.engine.step = step  # type: ignore[method-assign]
+    with pytest.raises(OutOfMemoryError):
+        stepping.fit()
+    assert newest_checkpoint(tmp_path / "half") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"steps": 0}, "steps is 0"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"validate_every": -1}, "validate_every is -1"),
+        ({"ema": 1.5}, "ema is 1.5"),
+        ({"keep": "bset"}, "'bset' is none of"),
+        ({"optimizer": {"lr": -1.0}}, "optimizer.lr is -1.0"),
+        ({"optimizer": {"lr": float("nan")}}, "optimizer.lr is nan"),
+        ({"optimizer": {"lr_of": {"head": 0.0}}}, "'head' has the rate 0.0"),
+        ({"validation_share": 1.0}, "validation_share is 1.0"),
+    ],
+)
+def test_numbers_that_no_run_can_have_are_refused_at_once(changes: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        from_dict(TrainConfig, changes)
+    assert told in str(caught.value) and "-> " in str(caught.value)
+
+
+def test_a_run_goes_on_as_itself_or_not_at_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    began = TrainConfig(out=str(tmp_path), dataset=("data/a",), normalization={"gripper": "none"})
+    save_yaml(began, tmp_path / "run.yaml")
+    check_resumed(replace(began, resume=True, workers=2, log_every=1))
+    assert not caplog.records
+    with pytest.raises(ConfigError, match=r"dataset \['data/b'\] \(there \['data/a'\]\)(.|\n)*--init-from"):
+        check_resumed(replace(began, dataset=("data/b",)))
+    for other in (replace(began, normalization={"gripper": "q01_q99"}), replace(began, optimizer=MUON)):
+        with pytest.raises(ConfigError, match="--resume with other options"):
+            check_resumed(other)
+    with caplog.at_level("INFO", "vla_agents.train"):
+        check_resumed(replace(began, steps=50, batch_size=8))
+    assert "steps 50 (there 2000), batch_size 8 (there 32)" in caplog.text

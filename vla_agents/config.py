@@ -48,7 +48,7 @@ def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
             raise ConfigError(
                 f"{where}: unknown key {key!r}{suggest(str(key), names)}", f"known: {sorted(names)}"
             )
-    values = {key: _convert(hints[key], value, f"{where}.{key}") for key, value in data.items()}
+    values = {key: _convert(hints[key], value, _at(where, key)) for key, value in data.items()}
     missing = [f.name for f in dataclasses.fields(cls) if f.name not in data and _is_required(f)]  # type: ignore[arg-type]
     if missing:
         raise ConfigError(
@@ -58,6 +58,11 @@ def from_dict(cls: type[T], data: Any, *, where: str = "config") -> T:
         return cls(**values)
     except TypeError as error:
         raise ConfigError(f"{where}: {error}") from error
+
+
+def _at(where: str, key: str) -> str:
+    """Where a field stands: `run.yaml: optimizer`, and within that `run.yaml: optimizer.lr`."""
+    return f"{where}: {key}" if where.endswith((".yaml", ".yml", ".json")) else f"{where}.{key}"
 
 
 def _is_required(field: dataclasses.Field) -> bool:
@@ -74,7 +79,8 @@ def save_yaml(config: Any, path: str | Path) -> None:
 def load_yaml(path: str | Path) -> Any:
     """Read YAML; a missing or malformed file, or a key that comes twice, is a `ConfigError`."""
     try:
-        return yaml.load(Path(path).read_text(encoding="utf-8"), _StrictLoader)
+        with Path(path).open(encoding="utf-8") as file:  # a file, not its text: errors then have its name
+            return yaml.load(file, _StrictLoader)
     except FileNotFoundError:
         raise ConfigError(f"{path}: no such file") from None
     except OSError as error:

@@ -201,7 +201,7 @@ class Embodiment:
         if abs(self.control_hz - other.control_hz) > 1e-6:
             lines.append(
                 f"control rate: {ours} {self.control_hz:g} Hz, {theirs} {other.control_hz:g} Hz "
-                "(mend: make the env with the other control_hz, or resample the dataset)"
+                "(mend: make the env with the other control_hz; datasets are brought to one rate by --fps)"
             )
         return lines
 

@@ -22,6 +22,7 @@ from vla_agents.errors import DatasetError, DatasetExistsError, DatasetNotFoundE
 IMAGE = "<image>"
 _LEADING = re.compile(r"^(<image>\n?)+")
 _SHOWN = 5  # findings in an error
+_REWRITE = "correct it there or write the file again; a file with one object per line is called .jsonl"
 
 
 @dataclass(frozen=True)
@@ -140,15 +141,26 @@ def _read(file: Path) -> list[Any]:
         )
     try:
         text = file.read_text(encoding="utf-8")
-        if file.suffix == ".jsonl":
-            found = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            found = json.loads(text)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DatasetError(file, f"not JSON ({error})") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(file, f"not UTF-8 ({error})", _REWRITE) from error
+    if file.suffix == ".jsonl":
+        numbered = enumerate(text.splitlines(), start=1)
+        return [_json(line, file, f"line {number}: ") for number, line in numbered if line.strip()]
+    found = _json(text, file)
     if not isinstance(found, list):
-        raise DatasetError(file, f"expected a list of conversations, found a {type(found).__name__}")
+        raise DatasetError(
+            file,
+            f"expected a list of conversations, found a {type(found).__name__}",
+            'write [{"image": ..., "conversations": [...]}, ...]',
+        )
     return found
+
+
+def _json(text: str, file: Path, where: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DatasetError(file, f"{where}not JSON ({error})", _REWRITE) from error
 
 
 def _picture(place: Path) -> np.ndarray:

@@ -108,7 +108,10 @@ def matching(names: Iterable[str], pattern: str, what: str) -> list[str]:
     try:
         expression = re.compile(pattern)
     except re.error as error:
-        raise ConfigError(f"{what}: {pattern!r} is no regular expression ({error})") from error
+        raise ConfigError(
+            f"{what}: {pattern!r} is no regular expression ({error})",
+            "a bracket or dot that is meant as such has a backslash before it",
+        ) from error
     names = list(names)
     found = [name for name in names if expression.search(name)]
     if not found:
@@ -120,7 +123,8 @@ def _near(names: Sequence[str], pattern: str) -> str:
     """Modules and parts of names that look like a pattern, else the first modules."""
     words = [word for word in re.split(r"[^A-Za-z0-9_]+", pattern) if word]
     parts = sorted({part for name in names for part in name.split(".") if not part.isdigit()})
-    near = [part for word in words for part in difflib.get_close_matches(word, parts, n=3, cutoff=0.6)]
+    unknown = [word for word in words if word not in parts]
+    near = [part for word in unknown for part in difflib.get_close_matches(word, parts, n=3, cutoff=0.5)]
     modules = list(dict.fromkeys(module_of(name) for name in names))
     known = f"modules: {', '.join(modules[:12])}"
     return f"did you mean {', '.join(dict.fromkeys(near))}? {known}" if near else known

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from vla_agents.arguments import Options
 from vla_agents.errors import ConfigError
 from vla_agents.policies.checkpoint import POLICIES
+from vla_agents.train.keep import Keep
 from vla_agents.train.strategy_config import (
     STRATEGIES,
     CurriculumConfig,
@@ -41,6 +43,17 @@ class OptimizerConfig:
     """Learning rate at the end of the cosine, as a share of the peak."""
     clip: float = 1.0
     """Largest gradient norm; larger ones are scaled down."""
+
+    def __post_init__(self) -> None:
+        _check(self, "optimizer.", above_0=("lr", "muon_lr", "clip"), not_negative=("weight_decay", "warmup"))
+        for pattern, rate in self.lr_of.items():
+            if not (math.isfinite(rate) and rate > 0):
+                raise ConfigError(f"optimizer.lr_of: {pattern!r} has the rate {rate}", "it must be above 0")
+        if not 0 <= self.final_lr <= 1 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(
+                f"optimizer: final_lr {self.final_lr}, betas {self.betas}",
+                "expected 0 <= final_lr <= 1 and 0 <= beta < 1",
+            )
 
 
 @dataclass(frozen=True)
@@ -83,6 +96,21 @@ class RunConfig:
     """Write TensorBoard event files beside metrics.jsonl."""
     track: Literal["no", "wandb", "trackio"] = "no"
     """Show the run in one of these services too, if it is installed and works; training does not depend on it."""
+
+    def __post_init__(self) -> None:
+        counts = "steps", "batch_size", "accumulation", "validate_every", "log_every"
+        _check(self, "", above_0=counts, not_negative=("save_every", "threads"))
+        if not 0 <= self.ema < 1:
+            raise ConfigError(f"ema is {self.ema}", "expected 0 <= ema < 1, e.g. 0.999; 0 turns it off")
+        Keep.parse(self.keep)
+
+
+def _check(config: Any, prefix: str, *, above_0: Sequence[str], not_negative: Sequence[str]) -> None:
+    """Refuse numbers that no run can have."""
+    for name in (*above_0, *not_negative):
+        value, wanted = getattr(config, name), "above 0" if name in above_0 else "not negative"
+        if not math.isfinite(value) or value < 0 or (value == 0 and name in above_0):
+            raise ConfigError(f"{prefix}{name} is {value}", f"it must be {wanted}")
 
 
 @dataclass(frozen=True)
@@ -155,6 +183,14 @@ class TrainConfig(RunConfig):
     """Its first seed; far from the seeds of the demonstrations."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        _check(
+            self, "", above_0=("eval_episodes", "first_steps_weight"), not_negative=("workers", "image_size")
+        )
+        if not 0 <= self.validation_share < 1:
+            raise ConfigError(
+                f"validation_share is {self.validation_share}", "expected 0 <= validation_share < 1"
+            )
         wanted = POLICIES.get(self.policy).config_class
         if self.model is None:
             object.__setattr__(self, "model", wanted())

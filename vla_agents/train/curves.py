@@ -139,7 +139,7 @@ def _draw_panel(axes: Any, panel: Panel, entries: Sequence[dict[str, float]]) ->
     if panel.crowded:
         from matplotlib import colormaps
 
-        axes.set_prop_cycle(color=colormaps["tab20"].colors)
+        axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
     for key in panel.keys:
         steps, values = zip(*[(e["step"], e[key]) for e in entries if key in e], strict=True)
         whole = key in ("loss", "val_loss", "success")  # beside its parts

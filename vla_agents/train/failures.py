@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import math
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,10 @@ from vla_agents.errors import OutOfMemoryError
 from vla_agents.train.config import RunConfig
 from vla_agents.train.strategy import TrainingBatch
 
+if TYPE_CHECKING:
+    from vla_agents.train.trainer import Trainer
+
+_log = logging.getLogger(__name__)
 _MOST = 8  # samples that are named
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc|DefaultCPUAllocator", re.I
@@ -89,6 +95,26 @@ def _sample(batch: Any, row: int) -> Any:
     if cut is not None:
         return cut(row)
     return None
+
+
+@contextlib.contextmanager
+def nothing_lost(trainer: Trainer) -> Iterator[None]:
+    """Where something fails within, the weights as they are after the last whole step are saved, and the error goes on.
+
+    Of several processes the others do not know of it, and nothing is saved. Out of memory is told with what to change.
+    """
+    try:
+        yield
+    except Exception as error:
+        no_memory, alone = is_out_of_memory(error), trainer.engine.world == 1
+        if no_memory:
+            trainer.policy.zero_grad(set_to_none=True)
+        if alone and trainer.step > trainer.saved_step and not trainer.stepping:
+            trainer.save_state()
+            _log.info("step %d is saved in %s; --resume goes on", trainer.step, trainer.out / "last")
+        if no_memory:
+            raise out_of_memory(error, trainer.config, trainer.step, trainer.engine.world) from error
+        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:

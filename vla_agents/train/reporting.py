@@ -63,7 +63,7 @@ class Reporter(Callback):
         if self._log is not None:
             self._log.write(trainer.step, **numbers)
         if self._bar is not None:
-            shown = {
+            shown: dict[str, float | str] = {
                 "loss": self._average,
                 **parts,
                 "samples/s": f"{rate:.0f}",

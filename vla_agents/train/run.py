@@ -28,6 +28,7 @@ from vla_agents.train.config import TrainConfig
 from vla_agents.train.curves import Curves
 from vla_agents.train.engines import processes
 from vla_agents.train.record import write_record
+from vla_agents.train.resuming import check_resumed
 from vla_agents.train.strategies.ingredients import Ingredients, MakeEvaluate
 from vla_agents.train.strategy_config import STRATEGIES, stage_datasets
 from vla_agents.train.trackers import Tracker
@@ -64,6 +65,8 @@ def train(
     out = Path(config.out)
     if not config.resume and (out / "checkpoints").is_dir():
         raise ConfigError(f"{out} holds a run already", "choose another --out, or go on with it by --resume")
+    if config.resume:
+        check_resumed(config)
     if config.strategy == "vlm":
         return train_vlm(config)
     prepared = prepare(config, evaluate, make_evaluate, progress=progress)

@@ -29,7 +29,7 @@ from vla_agents.train.checkpoints import load_training_state, newest_checkpoint,
 from vla_agents.train.config import RunConfig
 from vla_agents.train.ema import MovingAverage
 from vla_agents.train.engines import make_engine, processes
-from vla_agents.train.failures import describe_rows, is_out_of_memory, name_bad_samples, out_of_memory
+from vla_agents.train.failures import describe_rows, name_bad_samples, nothing_lost
 from vla_agents.train.keep import Keep, point, prune
 from vla_agents.train.reporting import Reporter
 from vla_agents.train.shares import Shares
@@ -79,6 +79,8 @@ class Trainer:
         step: Finished steps.
         metrics: Of the last validation.
         best_score: Of the best validation so far.
+        saved_step: That of the newest checkpoint; 0 where there is none.
+        stepping: Whether the weights are being changed just now.
     """
 
     def __init__(
@@ -106,6 +108,10 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.stopping = False
         self._asked = False  # on this process
+        self.saved_step, self.stepping = (
+            0,
+            False,
+        )  # the step of the newest checkpoint; whether weights are being changed
 
     def stop(self) -> None:
         """End the run, with a checkpoint: after this step; of several processes, after the next one, when all know."""
@@ -141,15 +147,17 @@ class Trainer:
     def _loop(self) -> None:
         config = self.config
         while self.step < config.steps and not self.stopping:
-            report = self._train_step()
+            with nothing_lost(self):
+                report = self._train_step()
             self.step += 1
             self._tell("on_step", report)
             at_end = self.step == config.steps or self.stopping
             validated = at_end or self.step % config.validate_every == 0
             if validated:
-                self._validate()
+                with nothing_lost(self):
+                    self._validate()
             if at_end or validated or (config.save_every and self.step % config.save_every == 0):
-                self._save(validated)
+                self.save_state(validated)
 
     # ---- one step -----------------------------------------------------------------------------------------
     def _train_step(self) -> StepReport:
@@ -159,15 +167,12 @@ class Trainer:
         waited = time.monotonic() - started
         batches = with_seeds(drawn, (self.config.seed, self.step), *where)
         self._check_batches(batches)
-        try:
-            losses = self._gradient(batches)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            raise out_of_memory(error, self.config, self.step, engine.world) from error
+        losses = self._gradient(batches)
         norm = engine.clip(self.config.optimizer.clip)
         self._check_finite(losses, norm, batches)
+        self.stepping = True  # from here on the weights are neither the old nor the new ones
         engine.step()
+        self.stepping = False
         if self.ema is not None:
             self.ema.update(self.step)
         samples = self.config.batch_size * self.config.accumulation * engine.world
@@ -196,8 +201,6 @@ class Trainer:
         for batch in batches:
             problem = batch.find_nonfinite()
             if problem:
-                if self.engine.world == 1 and self.step:  # elsewhere the other processes do not know of it
-                    self._save(validated=False)
                 whose = describe_rows(batch, self.strategy)
                 raise TrainingError(
                     f"step {self.step}: {problem}{whose}", "mend that episode or leave it out"
@@ -212,7 +215,7 @@ class Trainer:
         if self.engine.world == 1:
             who = f"\n  not finite: {name_bad_samples(self.learner, batches, self.strategy, self.engine.device)}"
         if self.engine.can_undo:
-            self._save(validated=False)
+            self.save_state()
         raise TrainingError(
             f"step {self.step}: not finite: {what}{who}",
             f"look at these episodes, or use a smaller learning rate; {self.out / 'last'} is the last good state",
@@ -261,11 +264,13 @@ class Trainer:
             return self.metrics["success"]
         return -self.metrics.get("val_loss", math.inf)
 
-    def _save(self, validated: bool) -> None:
+    def save_state(self, validated: bool = False) -> None:
+        """A checkpoint of the present step; `validated` says that `metrics` are its own. All processes must call it."""
         better = validated and self._score() >= self.best_score
         if better:
             self.best_score = self._score()
         folder = save_checkpoint(self)
+        self.saved_step = self.step
         if folder is None:  # not the main process
             return
         point(self.out / "last", folder)
@@ -281,3 +286,4 @@ class Trainer:
                 f"{self.out}: nothing to resume from", "leave out --resume to start a new run"
             )
         load_training_state(self, folder)
+        self.saved_step = self.step

@@ -66,8 +66,8 @@ def _held_out(pictures: Sequence[tuple[Any, ...]], share: float, seed: int) -> n
     count = max(1, round(len(groups) * share)) if share else 0
     if count >= len(groups):
         raise ConfigError(
-            f"cannot hold {count} of {len(groups)} conversations out",
-            "give more, or lower language.validation_share",
+            f"cannot hold {count} of {len(groups)} pictures with their conversations out, and have some left to learn from",
+            "give more pictures, or language.validation_share 0",
         )
     chosen = np.random.default_rng([seed, 0x7A1]).permutation(len(groups))[:count]
     names = {groups[number] for number in chosen}
