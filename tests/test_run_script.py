@@ -48,7 +48,8 @@ class Checkout:
         self.root, self.bin, self.calls = folder / "checkout", folder / "bin", folder / "calls"
         self.root.mkdir()
         self.bin.mkdir()
-        for name in ("run", "requirements.lock", "pyproject.toml"):
+        (self.root / "tests").mkdir()
+        for name in ("run", "requirements.lock", "pyproject.toml", "tests/witnesses.txt"):
             shutil.copy(ROOT / name, self.root / name)
         for name in ("python3.11", "python3.12", "python3.13", "python3"):
             self.fake(name, FAKE_PYTHON)
@@ -252,7 +253,9 @@ def test_all_checks_run_and_any_failure_counts(checkout):
     assert result.returncode == 0, result.stderr
     ran = [line.split()[2] for line in result.stdout.splitlines()]
     assert ran == ["ruff", "ruff", "mypy", "pytest", "pytest", "pytest"]
+    assert checkout.pip_calls()[-1].endswith("/witnesses --requirement tests/witnesses.txt")
     failed = checkout.run("test", FAILS="mypy")
+    assert not checkout.pip_calls()
     assert failed.returncode == 1 and "failed: types" in failed.stderr
     assert len(failed.stdout.splitlines()) == 6
     assert checkout.run("test", "tests/test_x.py", "-k", "y").stdout == "ran -m pytest tests/test_x.py -k y\n"

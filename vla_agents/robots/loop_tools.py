@@ -97,7 +97,7 @@ _switching_lock = threading.Lock()
 
 @contextlib.contextmanager
 def quick_switching() -> Iterator[None]:
-    """Let no Python thread keep the interpreter for long while any robot is driven."""
+    """Let no Python thread keep the interpreter for long while a robot is driven or a policy served."""
     with _switching_lock:
         if not _switching["users"]:
             _switching["before"] = sys.getswitchinterval()

@@ -15,6 +15,7 @@ from vla_agents.agent import PolicyAgent, load_agent
 from vla_agents.arguments import Options
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError
+from vla_agents.robots.loop_tools import quick_switching
 from vla_agents.serving.arrays import WireLimits
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.logs import log_to_stderr
@@ -170,4 +171,5 @@ async def run(config: ServeConfig) -> None:
 def serve(config: ServeConfig) -> None:
     """Serve; returns when the server was told to stop."""
     log_to_stderr(config.log, config.log_level)
-    asyncio.run(run(config))
+    with quick_switching():  # health and clients do not wait for a policy that keeps the interpreter to itself
+        asyncio.run(run(config))
