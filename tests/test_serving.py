@@ -11,8 +11,10 @@ import threading
 import time
 import urllib.error
 import urllib.request
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from queue import SimpleQueue
 
 import gymnasium
 import numpy as np
@@ -33,6 +35,8 @@ from vla_agents.errors import (
     UnknownNameError,
 )
 from vla_agents.rollout import rollout
+from vla_agents.serving.batching import Batcher
+from vla_agents.serving.planning import PlanRequest
 from vla_agents.serving.remote import PolicyClient, RemoteAgent
 from vla_agents.serving.security import check_token, find_token
 from vla_agents.serving.server import serving
@@ -379,6 +383,21 @@ def test_clients_are_planned_for_together_and_one_fault_spoils_nothing():
         assert planner.batches[:2] == [1, 5]
         for client in clients:
             client.close()
+
+
+def test_a_policy_that_was_replaced_is_let_go_at_once():
+    batcher, answers = Batcher(), SimpleQueue()
+    old = Planner()
+    batcher.swap(old)
+    batcher.submit(PlanRequest([observation()]), answers.put)
+    assert answers.get(timeout=60).revision == 1
+    gone, old = weakref.ref(old), None
+    batcher.swap(Planner())
+    end = time.monotonic() + 60
+    while gone() is not None and time.monotonic() < end:
+        time.sleep(0.01)
+    batcher.close()
+    assert gone() is None
 
 
 def test_health_and_metrics_answer_while_the_policy_thinks():

@@ -120,11 +120,7 @@ class Batcher:
     # ---- thread -------------------------------------------------------------------------------------------
     def _run(self) -> None:
         while self._fill():
-            jobs = self._take()
-            with self._lock:
-                planner, revision = self._planner, self.revision
-                self._queued -= sum(job.size for job in jobs)
-            self._plan(jobs, planner, revision)
+            self._plan_next()
         for job in self._waiting:
             job.done(ServerBusyError("the server stops"))
 
@@ -188,6 +184,14 @@ class Batcher:
         self._waiting = left
         return taken
 
+    def _plan_next(self) -> None:
+        """A batch; nothing of it, and not the planner either, is kept."""
+        jobs = self._take()
+        with self._lock:
+            planner, revision = self._planner, self.revision
+            self._queued -= sum(job.size for job in jobs)
+        self._plan(jobs, planner, revision)
+
     def _plan(self, jobs: list[_Job], planner: BatchPlanner | None, revision: int) -> None:
         assert planner is not None
         begin = time.monotonic()
@@ -206,6 +210,7 @@ class Batcher:
         with self._lock:
             self._answered.update((job.request.client, end) for job in jobs)
         finite = np.isfinite(chunks.reshape(len(chunks), -1)).all(axis=1)  # (n,)
+        self._observe(len(chunks), seconds)
         start = 0
         for job in jobs:
             mine = slice(start, start + job.size)
@@ -214,4 +219,3 @@ class Batcher:
                 job.done(Planned(chunks[mine], len(chunks), begin - job.since, seconds, revision))
             else:
                 job.done(ActionError("the policy planned actions that are not finite"))
-        self._observe(len(chunks), seconds)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 from dataclasses import dataclass, field
@@ -129,6 +130,14 @@ def load_warm(config: ServeConfig) -> BatchPlanner:
     return agent
 
 
+def settle() -> None:
+    """Leave everything there is now out of garbage collection, which stops all threads: with torch and transformers there
+    are 400,000 objects to look at, which was seen to take a second on a busy machine."""
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
 async def run(config: ServeConfig) -> None:
     """Serve until SIGTERM or Ctrl-C."""
     from vla_agents.serving.gr00t import Gr00tServer
@@ -136,13 +145,17 @@ async def run(config: ServeConfig) -> None:
     keys = Keys({name: str(path) for name, path in config.keys.items()})
     server = PolicyServer(config.server_config(), lambda: load_warm(config), keys)
     loop, over = asyncio.get_running_loop(), asyncio.Event()
-    reloads: set[asyncio.Task[bool]] = set()
+    reloads: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
         if server.state == "ready" and not reloads:
-            task = asyncio.ensure_future(server.reload())
+            task = asyncio.ensure_future(reloaded())
             reloads.add(task)
             task.add_done_callback(reloads.discard)
+
+    async def reloaded() -> None:
+        if await server.reload():
+            loop.call_later(1, settle)  # the batch under way lets go of the old policy
 
     starting = asyncio.ensure_future(server.start())
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -154,6 +167,7 @@ async def run(config: ServeConfig) -> None:
     try:
         if starting.done():
             starting.result()
+            settle()
             if config.gr00t_port is not None:
                 gr00t = Gr00tServer(server, config.gr00t_port)
                 await gr00t.start()
@@ -169,7 +183,7 @@ async def run(config: ServeConfig) -> None:
 
 
 def serve(config: ServeConfig) -> None:
-    """Serve; returns when the server was told to stop."""
+    """Serve; returns when the server was told to stop. A policy that keeps the interpreter busy holds nobody up."""
     log_to_stderr(config.log, config.log_level)
-    with quick_switching():  # health and clients do not wait for a policy that keeps the interpreter to itself
+    with quick_switching():
         asyncio.run(run(config))
