@@ -222,6 +222,8 @@ def test_policy_evaluator_is_what_a_trainer_calls() -> None:
     assert sorted(evaluator.reports) == [100, 200]
     with pytest.raises(EmbodimentMismatchError, match="24x24"):
         PolicyEvaluator(EvalConfig(env=ENV_ID, env_args={"image_size": 24}, episodes=2))(policy, 1)
+    with pytest.raises(EmbodimentMismatchError, match="24x24"):  # and before the first step
+        PolicyEvaluator(EvalConfig(env=ENV_ID, env_args={"image_size": 24}, episodes=2)).check(policy)
 
 
 @pytest.mark.parametrize(

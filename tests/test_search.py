@@ -81,6 +81,7 @@ def test_a_study_finds_prunes_and_reports(tmp_path: Path) -> None:
     )
     run = load_yaml(tmp_path / "run.yaml")
     assert set(best["values"]) == set(SPACE) and run["optimizer"]["lr"] == BASE.optimizer.lr
+    assert best["values"]["accumulation"] in (1, 2)  # as a run takes it
     folder = Path(best["folder"])
     assert (folder / "best").exists() and (folder / "metrics.jsonl").exists()
     assert len((tmp_path / "trials.csv").read_text().splitlines()) == 10
@@ -136,6 +137,13 @@ def test_processes_share_a_study_and_a_killed_trial_is_taken_up(tmp_path: Path) 
 
 
 def test_bad_spaces_are_refused_before_anything_runs(tmp_path: Path) -> None:
+    bare = settings(tmp_path / "bare")
+    save_yaml(replace(BASE, dataset=()), bare.run)
+    with pytest.raises(ConfigError, match="names no dataset"):
+        search(bare, train_two)
+    with pytest.raises(ConfigError, match=r"set: a run has no 'stpes'. Did you mean 'steps'"):
+        search(replace(bare, set={"stpes": 3}), train_two)
+    assert not (tmp_path / "bare/study.db").exists()
     file = tmp_path / "space.yaml"
 
     def refused(content: Any, match: str) -> None:

@@ -40,6 +40,21 @@ def can_be_kept(transforms: tuple[Transform, ...]) -> bool:
     return all(isinstance(step, ResizeImages | RelativeActions | IntoCommonBody) for step in transforms)
 
 
+def fitting_body(policy: Any, there: Embodiment, theirs: str) -> Body:
+    """The body of a policy at hand that an env has; `theirs` is what to call the env in errors.
+
+    Raises:
+        EmbodimentMismatchError: There is none.
+        ConfigError: Several fit and differ in what lies between.
+    """
+    bodies = getattr(policy, "bodies", {})
+    found = Body(policy.embodiment)
+    if bodies:
+        found = choose_body(bodies, policy.embodiment, there, policy="policy")
+    found.embodiment.require(there, ours="policy", theirs=theirs)
+    return found
+
+
 def choose_body(
     bodies: Mapping[str, Body], direct: Embodiment, wanted: Embodiment | None, *, policy: str
 ) -> Body:

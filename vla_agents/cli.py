@@ -253,7 +253,7 @@ def _check_policy(args: Sequence[str]) -> int:
     except PolicyCheckError as error:
         Console(stderr=True).print(error, highlight=False, markup=False, soft_wrap=True)
         report = error.report
-    Console().print(report, highlight=False, markup=False, soft_wrap=True)
+    Console().print(str(report), highlight=False, markup=False, soft_wrap=True)
     return int(bool(report.failed))
 
 

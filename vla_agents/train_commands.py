@@ -13,6 +13,7 @@ from rich.console import Console
 
 from vla_agents.cli import parse
 from vla_agents.eval.evaluate import EvalConfig, PolicyEvaluator
+from vla_agents.train.bar import in_words
 from vla_agents.train.callbacks import Callback
 from vla_agents.train.config import TrainConfig
 from vla_agents.train.engines import processes
@@ -32,10 +33,9 @@ def train_command(args: Sequence[str]) -> None:
         _tell(config)
         return
     result = train_run(config)
-    numbers = "  ".join(f"{key} {value:.4g}" for key, value in result.metrics.items())
     if main:
-        line = f"step {result.step}  {numbers}\nbest checkpoint: {Path(config.out) / 'best'}"
-        Console().print(line, highlight=False)
+        line = f"step {result.step}  {in_words(result.metrics)}\nbest checkpoint: {Path(config.out) / 'best'}"
+        Console().print(line, highlight=False, soft_wrap=True)
     if result.interrupted:
         raise KeyboardInterrupt
 
@@ -81,13 +81,18 @@ def _tell(config: TrainConfig) -> None:
 def search_command(args: Sequence[str]) -> None:
     """Search hyper-parameters."""
     from vla_agents.train.search import SearchConfig, search
+    from vla_agents.train.search_report import values_of
 
     config = parse(SearchConfig, args, "search")
+    logging.getLogger("vla_agents.train").setLevel(logging.INFO)
 
     def train_one(run: TrainConfig, callbacks: list[Callback]) -> Any:
         return train_run(replace(run, dry_run=False, find_batch_size=False), callbacks, progress=False)
 
     study = search(config, train_one)
     done = [trial for trial in study.trials if trial.state.name == "COMPLETE"]
-    found = f"best: {study.best_value:.4g} with {study.best_params}" if done else "none was completed"
-    Console().print(f"{len(study.trials)} trials; {found}\nstudy: {config.out}", highlight=False)
+    found = (
+        f"best: {study.best_value:.4g} with {values_of(study.best_trial)}" if done else "none was completed"
+    )
+    line = f"{len(study.trials)} trials; {found}\nstudy: {config.out}"
+    Console().print(line, highlight=False, soft_wrap=True)

@@ -170,7 +170,9 @@ def _picture(place: Path) -> np.ndarray:
         with Image.open(place) as picture:
             return np.asarray(picture.convert("RGB"))
     except (UnidentifiedImageError, OSError) as error:
-        raise DatasetError(place, f"not a readable picture ({error})") from error
+        raise DatasetError(
+            place, f"not a readable picture ({error})", "replace it or take its entries out"
+        ) from error
 
 
 def load_conversations(path: str | Path) -> list[Conversation]:

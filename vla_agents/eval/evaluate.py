@@ -7,6 +7,7 @@ What `vla-agents eval` does beside this (files, resuming, videos) is in `run.py`
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from rich.console import Console
 
 from vla_agents.agent import Agent, Observation, PolicyAgent
 from vla_agents.arguments import Options, make_agent
-from vla_agents.bodies import Body, choose_body
+from vla_agents.bodies import fitting_body
 from vla_agents.chunking import make_chunker
 from vla_agents.embodiment import embodiment_of
 from vla_agents.envs.vector import make_env, make_vec
@@ -183,13 +184,7 @@ class PolicyEvaluator:
         if self._env is None:
             self._env = make_eval_env(config)
         there = embodiment_of(self._env)
-        bodies = getattr(policy, "bodies", {})
-        body = (
-            choose_body(bodies, policy.embodiment, there, policy="policy")
-            if bodies
-            else Body(policy.embodiment)
-        )
-        body.embodiment.require(there, ours="policy", theirs=f"evaluation env {config.env}")
+        body = fitting_body(policy, there, f"evaluation env {config.env}")
         was_training = policy.training
         execute = policy.default_execute if config.execute is None else config.execute
         chunker = make_chunker(execute, policy.horizon, config.ensemble)
@@ -219,6 +214,11 @@ class PolicyEvaluator:
         overall = {"success": found.success, "success_low": found.low, "success_high": found.high}
         tasks = report.tasks if len(report.tasks) > 1 else {}
         return overall | {f"success/{name}": of_task.success for name, of_task in tasks.items()}
+
+    def check(self, policy: Any) -> None:
+        """Before training: whether the env can be made, and has the policy's body."""
+        with contextlib.closing(make_env(self._config.env, **self._config.env_args)) as env:
+            fitting_body(policy, embodiment_of(env), f"evaluation env {self._config.env}")
 
     def close(self) -> None:
         """Close the env."""

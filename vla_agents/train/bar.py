@@ -17,7 +17,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-_SHARES = ("success", "stage_success", "answers_right")  # told in per cent
+_SHARES = ("success", "stage_success", "played_success", "answers_right")  # told in per cent
 _FIRST, _LONGEST = 15.0, 300.0  # seconds between two lines of a log file, at first and in a long run
 
 

@@ -22,8 +22,10 @@ _log = logging.getLogger(__name__)
 _PANELS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("loss", ("loss", "val_loss"), "log"),
     ("validation loss of each", ("val_loss/",), "log"),
-    ("success, closed loop", ("success", "success/", "stage_success"), "share"),
+    ("success, closed loop", ("success", "success/", "stage_success", "played_success"), "share"),
     ("stage", ("stage",), "stairs"),
+    ("round", ("round",), "stairs"),
+    ("episodes in the buffer", ("buffer_episodes",), "from 0"),
     ("questions answered right", ("answers_right",), "share"),
     ("learning rate", ("lr",), ""),
     ("norm of the gradient", ("grad_norm",), "log"),

@@ -47,6 +47,13 @@ def check_resumed(config: RunConfig) -> None:
             f"give the same (--config {file} --resume has them all; where a folder was moved, correct it there), or "
             f"start a run of its own from these weights: --init-from {Path(config.out) / 'last'} --out ANOTHER",
         )
+    model = [
+        f"{name} {before[name]!r}"
+        for name in now
+        if name.startswith("model.") and before.get(name) != now[name]
+    ]
+    if model:
+        _log.info("the model's options are those of the checkpoint: %s", ", ".join(model))
     if other:
         _log.info("the run goes on with other options: %s", ", ".join(other.values()))
 

@@ -29,7 +29,7 @@ from vla_agents.train.curves import Curves
 from vla_agents.train.engines import processes
 from vla_agents.train.record import write_record
 from vla_agents.train.resuming import check_resumed
-from vla_agents.train.strategies.ingredients import Ingredients, MakeEvaluate
+from vla_agents.train.strategies.ingredients import Ingredients, MakeEvaluate, check_evaluation
 from vla_agents.train.strategy_config import STRATEGIES, stage_datasets
 from vla_agents.train.trackers import Tracker
 from vla_agents.train.trainer import Evaluate, Trainer, TrainResult
@@ -71,6 +71,8 @@ def train(
         return train_vlm(config)
     prepared = prepare(config, evaluate, make_evaluate, progress=progress)
     config, policy, strategy = prepared.config, prepared.policy, prepared.strategy
+    if processes.rank() == 0:  # the one that evaluates
+        check_evaluation(prepared.evaluate, policy)
     title = f"training {config.policy}"
     shown = [*_shown(config), *callbacks]
     trainer = Trainer(policy, strategy, config, prepared.evaluate, title, callbacks=shown)

@@ -15,10 +15,11 @@ import math
 import os
 import socket
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from vla_agents.arguments import Options
 from vla_agents.config import from_dict, load_yaml, save_yaml
 from vla_agents.errors import ConfigError, MissingDependencyError, TrainingError
 from vla_agents.train.callbacks import Callback
@@ -40,6 +41,8 @@ class SearchConfig:
 
     run: str = ""
     """The run to vary: a YAML file for `vla-agents train` (a recipe, or the run.yaml of a run)."""
+    set: Options = field(default_factory=dict)
+    """Other values than that file's, for all trials: `dataset=[data/lift] steps=300 model.horizon=8`."""
     space: str = ""
     """What to vary: a YAML file, e.g. `optimizer.lr: {log: [1.0e-5, 1.0e-3]}`; see docs/training.md."""
     out: str = "runs/search"
@@ -118,6 +121,11 @@ def _run_trial(
     folder = out / f"trial_{number:04d}"
     trial.set_user_attr(_OWNER, f"{socket.gethostname()}:{os.getpid()}")
     trial.set_user_attr("folder", str(folder))
+    told = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in values.items()
+    )
+    _log.info("trial %d: %s", trial.number, told)
     run = replace(vary(base, values), out=str(folder))
     run = replace(run, resume=newest_checkpoint(folder) is not None)
     pruner = _Pruner(trial, metric)
@@ -126,17 +134,25 @@ def _run_trial(
     except KeyboardInterrupt:
         trial.study.stop()
         raise
+    except (
+        TrainingError
+    ) as error:  # e.g. a learning rate under which the loss is not finite: no reason to end the study
+        _log.warning("trial %d failed: %s", trial.number, error)
+        raise
     if result.interrupted and not pruner.pruned:
         trial.study.stop()
         raise KeyboardInterrupt
     if pruner.pruned:
+        _log.info("trial %d: pruned, with %s %.4g", trial.number, metric, pruner.best)
         raise optuna.TrialPruned
     if metric not in result.metrics:
         raise ConfigError(
             f"the run has no metric {metric!r}",
             f"its validations gave: {', '.join(result.metrics) or 'nothing'}",
         )
-    return pruner.best if pruner.best is not None else result.metrics[metric]
+    found = pruner.best if pruner.best is not None else result.metrics[metric]
+    _log.info("trial %d: %s %.4g", trial.number, metric, found)
+    return found
 
 
 class _Pruner(Callback):
@@ -172,14 +188,17 @@ def _optuna() -> Any:
         import optuna
     except ImportError as error:
         raise MissingDependencyError("optuna", "search", "hyper-parameter search") from error
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # trials and what fails are told by us
     return optuna
 
 
 def _base(config: SearchConfig) -> TrainConfig:
     if not config.run or not config.space:
         raise ConfigError("a search needs a run to vary and a space", "--run recipe.yaml --space space.yaml")
-    return from_dict(TrainConfig, load_yaml(config.run), where=config.run)
+    base = vary(from_dict(TrainConfig, load_yaml(config.run), where=config.run), config.set, where="set")
+    if not base.dataset and base.strategy not in ("curriculum", "vlm"):
+        raise ConfigError(f"{config.run} names no dataset", "say which: --set 'dataset=[data/lift]'")
+    return base
 
 
 def _goal(config: SearchConfig, base: TrainConfig) -> tuple[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ def write_report(study: Any, out: Path) -> None:
         rows.writerow(["trial", "state", "value", "folder", *names])
         for trial in trials:
             value = trial.value if trial.value is not None else ""
-            values = [trial.params.get(name, "") for name in names]
+            given = values_of(trial)
+            values = [given.get(name, "") for name in names]
             rows.writerow(
                 [trial.number, trial.state.name, value, trial.user_attrs.get("folder", ""), *values]
             )
@@ -32,7 +34,7 @@ def write_report(study: Any, out: Path) -> None:
     save_yaml(
         {
             "metric": study.user_attrs.get("metric"), "value": best.value, "trial": best.number,
-            "folder": best.user_attrs.get("folder"), "values": dict(best.params),
+            "folder": best.user_attrs.get("folder"), "values": values_of(best),
         },
         out / "best.yaml",
     )  # fmt: skip
@@ -40,6 +42,13 @@ def write_report(study: Any, out: Path) -> None:
         _draw(study, complete, out)
     except (ValueError, RuntimeError, ImportError) as error:  # e.g. all trials alike
         _log.warning("no picture of the importances: %s", error)
+
+
+def values_of(trial: Any) -> dict[str, Any]:
+    """A trial's values as a run takes them (Optuna is given choices as JSON, since it takes no lists)."""
+    return {
+        name: json.loads(value) if isinstance(value, str) else value for name, value in trial.params.items()
+    }
 
 
 def _draw(study: Any, complete: list[Any], out: Path) -> None:

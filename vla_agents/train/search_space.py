@@ -69,7 +69,7 @@ def ask(trial: Any, name: str, entry: Mapping[str, Any]) -> Any:
     return trial.suggest_float(name, values[0], values[1], log=kind == "log", step=step)
 
 
-def vary(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
+def vary(config: TrainConfig, values: Mapping[str, Any], where: str = "space") -> TrainConfig:
     """A run with other values; names are paths, as on the command line: `optimizer.lr`, `model.lora.rank`."""
     data = to_dict(config)
     for path, value in values.items():
@@ -83,10 +83,10 @@ def vary(config: TrainConfig, values: Mapping[str, Any]) -> TrainConfig:
             )
             if name not in known and not (isinstance(there, dict) and name == leaf):
                 raise ConfigError(
-                    f"space: a run has no {path!r}{suggest(name, known)}",
+                    f"{where}: a run has no {path!r}{suggest(name, known)}",
                     f"known there: {', '.join(sorted(known))}",
                 )
             if name != leaf:
                 part, there = part[name], getattr(there, name) if is_dataclass(there) else there[name]
         part[leaf] = value
-    return from_dict(TrainConfig, data, where="space")
+    return from_dict(TrainConfig, data, where=where)

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from vla_agents.errors import TrainingError
+
 
 def is_running() -> bool:
     """Whether there is a process group."""
@@ -51,6 +53,11 @@ def local_device(wanted: str) -> torch.device:
     on_cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true")
     if wanted == "cpu" or (wanted == "auto" and (on_cpu or not torch.cuda.is_available())):
         return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise TrainingError(
+            "device cuda: torch finds no CUDA GPU here",
+            "--device cpu, or see `vla-agents doctor` for what is missing",
+        )
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     torch.cuda.set_device(device)
     return device

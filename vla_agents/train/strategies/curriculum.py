@@ -16,7 +16,7 @@ import numpy as np
 from vla_agents.data import Draws
 from vla_agents.errors import ConfigError
 from vla_agents.policies.policy import Batch
-from vla_agents.train.strategies.ingredients import Evaluate, Ingredients
+from vla_agents.train.strategies.ingredients import Evaluate, Ingredients, check_evaluation
 from vla_agents.train.strategies.multitask import spread, weigh_groups
 from vla_agents.train.strategy import BehaviourCloning
 from vla_agents.train.strategy_config import CurriculumConfig, StageConfig
@@ -133,6 +133,11 @@ class StageEvaluation:
 
     def __init__(self, curriculum: Curriculum, evaluations: Sequence[Evaluate]) -> None:
         self._curriculum, self._evaluations = curriculum, list(evaluations)
+
+    def check(self, policy: Any) -> None:
+        """Every stage's, before training."""
+        for evaluation in self._evaluations:
+            check_evaluation(evaluation, policy)
 
     def __call__(self, policy: Any, step: int) -> dict[str, float]:
         """`stage`, `stage_success`, and the metrics of the last stage."""

@@ -53,6 +53,13 @@ class Ingredients:
         }
 
 
+def check_evaluation(evaluate: Evaluate | None, policy: Policy) -> None:
+    """Before the first step: is the evaluation possible? Asked of those that can tell, by a method `check(policy)`."""
+    check = getattr(evaluate, "check", None)
+    if check is not None:
+        check(policy)
+
+
 def behaviour_cloning(parts: Ingredients) -> BehaviourCloning:
     """Windows drawn at random."""
     return BehaviourCloning(parts.train, parts.held_out, **parts.draws())
