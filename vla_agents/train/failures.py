@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vla_agents.train.trainer import Trainer
 
 _log = logging.getLogger(__name__)
+WEIGHTS_AT_FAULT = "the weights are at fault"
 _MOST = 8  # samples that are named
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc|DefaultCPUAllocator", re.I
@@ -49,7 +50,7 @@ def name_bad_samples(model: Any, batches: Sequence[TrainingBatch], strategy: Any
         return f"{len(bad)} of {len(whole)} samples alone: " + "; ".join(bad[:_MOST]) + _more(bad)
     if bad:
         return (
-            f"all {len(whole)} samples, so the weights are at fault; the batch: "
+            f"all {len(whole)} samples, so {WEIGHTS_AT_FAULT}; the batch: "
             + "; ".join(whole[:_MOST])
             + _more(whole)
         )
@@ -109,7 +110,7 @@ def nothing_lost(trainer: Trainer) -> Iterator[None]:
         no_memory, alone = is_out_of_memory(error), trainer.engine.world == 1
         if no_memory:
             trainer.policy.zero_grad(set_to_none=True)
-        if alone and trainer.step > trainer.saved_step and not trainer.stepping:
+        if alone and trainer.step > trainer.saved_step and not trainer.spoilt:
             trainer.save_state()
             _log.info("step %d is saved in %s; --resume goes on", trainer.step, trainer.out / "last")
         if no_memory:

@@ -29,7 +29,7 @@ from vla_agents.train.checkpoints import load_training_state, newest_checkpoint,
 from vla_agents.train.config import RunConfig
 from vla_agents.train.ema import MovingAverage
 from vla_agents.train.engines import make_engine, processes
-from vla_agents.train.failures import describe_rows, name_bad_samples, nothing_lost
+from vla_agents.train.failures import WEIGHTS_AT_FAULT, describe_rows, name_bad_samples, nothing_lost
 from vla_agents.train.keep import Keep, point, prune
 from vla_agents.train.reporting import Reporter
 from vla_agents.train.shares import Shares
@@ -80,7 +80,7 @@ class Trainer:
         metrics: Of the last validation.
         best_score: Of the best validation so far.
         saved_step: That of the newest checkpoint; 0 where there is none.
-        stepping: Whether the weights are being changed just now.
+        spoilt: The weights are not to be saved: half a step was taken, or they give no finite loss.
     """
 
     def __init__(
@@ -108,10 +108,7 @@ class Trainer:
         self.metrics: dict[str, float] = {}
         self.stopping = False
         self._asked = False  # on this process
-        self.saved_step, self.stepping = (
-            0,
-            False,
-        )  # the step of the newest checkpoint; whether weights are being changed
+        self.saved_step, self.spoilt = 0, False
 
     def stop(self) -> None:
         """End the run, with a checkpoint: after this step; of several processes, after the next one, when all know."""
@@ -170,9 +167,9 @@ class Trainer:
         losses = self._gradient(batches)
         norm = engine.clip(self.config.optimizer.clip)
         self._check_finite(losses, norm, batches)
-        self.stepping = True  # from here on the weights are neither the old nor the new ones
+        self.spoilt = True  # from here on the weights are neither the old nor the new ones
         engine.step()
-        self.stepping = False
+        self.spoilt = False
         if self.ema is not None:
             self.ema.update(self.step)
         samples = self.config.batch_size * self.config.accumulation * engine.world
@@ -207,19 +204,24 @@ class Trainer:
                 )
 
     def _check_finite(self, losses: dict[str, float], norm: float, batches: Sequence[TrainingBatch]) -> None:
-        """Stop before the step is taken: what the weights were until here is good, and saved."""
+        """Stop before the step is taken: what the weights were until here is good, and saved, unless all samples say no."""
         if all(math.isfinite(value) for value in (*losses.values(), norm)):
             return
-        what = f"losses {losses}, norm of the gradient {norm:g}"
-        who = ""
-        if self.engine.world == 1:
-            who = f"\n  not finite: {name_bad_samples(self.learner, batches, self.strategy, self.engine.device)}"
-        if self.engine.can_undo:
-            self.save_state()
-        raise TrainingError(
-            f"step {self.step}: not finite: {what}{who}",
-            f"look at these episodes, or use a smaller learning rate; {self.out / 'last'} is the last good state",
+        what, advice = (
+            f"losses {losses}, norm of the gradient {norm:g}",
+            "look at these episodes, or use a smaller learning rate",
         )
+        if self.engine.world == 1:
+            who = name_bad_samples(self.learner, batches, self.strategy, self.engine.device)
+            what += f"\n  not finite: {who}"
+            self.spoilt = WEIGHTS_AT_FAULT in who
+        if self.spoilt:
+            newest = f"the newest checkpoint is of step {self.saved_step}"
+            advice = f"use a smaller learning rate; these weights were not saved, {newest}"
+        elif self.engine.can_undo:
+            self.save_state()
+            advice += f"; {self.out / 'last'} is the last good state"
+        raise TrainingError(f"step {self.step}: not finite: {what}", advice)
 
     # ---- validation and checkpoints -----------------------------------------------------------------------
     @property

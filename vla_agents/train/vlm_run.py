@@ -123,12 +123,14 @@ def _module(config: TrainConfig) -> Talker:
 def export(module: Talker, checkpoint: Path, folder: Path) -> None:
     """Write the VLM of a checkpoint as a model folder."""
     from safetensors.torch import load_model
+    from transformers.utils.logging import disable_progress_bar
 
     load_model(module, str(checkpoint / "model.safetensors"))
     if module.config.lora.rank:
         merge_lora(module)  # type: ignore[type-var]
     shutil.rmtree(folder, ignore_errors=True)
     module.backbone.save_assets(folder)
+    disable_progress_bar()  # of the files being written, within the log
     module.backbone.vlm.save_pretrained(folder)
 
 
