@@ -8,6 +8,7 @@
 openpi's server and client run in the peers' environment, ours in this one; every server and client is a process of its
 own. A request is two pictures of 224 x 224, a state and an instruction, the answer a chunk of 50 x 32; the policy returns
 a constant. Rounds are interleaved: every contestant in turn, again and again, so that a busy moment hits all alike.
+Then each is asked once in 80 ms, in turn, as robots ask: the processor's caches hold little of the last request then.
 
 Goals: round trip <= 1.05 of openpi's; through shared memory <= 0.3; 8 clients of a policy that takes 20 ms however many
 it plans for: >= 4 times openpi's requests per second; /health within 50 ms (99 %) while the policy takes 2 s.
@@ -194,8 +195,17 @@ def round_trips(args: argparse.Namespace) -> dict[str, Any]:
     for _ in range(args.rounds):
         for name, asker in askers.items():
             times[name] += asker.time(args.requests)
+    rare: dict[str, list[float]] = {name: [] for name in askers}
+    for _ in range(12 * args.rounds):
+        for name, asker in askers.items():
+            time.sleep(0.02)
+            rare[name] += asker.time(1)
     for process in (*askers.values(), *processes):
         process.stop()
+    return {"round_trip": summary(times), "rare_round_trip": summary(rare)}
+
+
+def summary(times: dict[str, list[float]]) -> dict[str, Any]:
     base = float(np.median(times["openpi"]))
     return {
         name: {
@@ -289,15 +299,15 @@ def main() -> None:
     load = os.getloadavg()[0]
     result = {
         "load_average": load,
-        "round_trip": round_trips(args),
+        **round_trips(args),
         "throughput": throughput(args),
         "health": health(is_busy=False),
         "health_busy": health(is_busy=True),
     }
-    for name, row in result["round_trip"].items():
-        print(
-            f"{name:<30} median {row['median_ms']:.2f} ms  p99 {row['p99_ms']:.2f} ms  {row['of_openpi']:.2f} of openpi's"
-        )
+    for kind, how in (("round_trip", ""), ("rare_round_trip", ", once in 80 ms")):
+        for name, row in result[kind].items():
+            figures = f"median {row['median_ms']:.2f} ms  p99 {row['p99_ms']:.2f} ms"
+            print(f"{name + how:<44} {figures}  {row['of_openpi']:.2f} of openpi's")
     rates = result["throughput"]
     print(f"8 clients, 20 ms: openpi {rates['openpi_per_s']:.0f}/s, ours {rates['ours_per_s']:.0f}/s")
     for name, policy in (("health", "waits"), ("health_busy", "is busy with Python")):

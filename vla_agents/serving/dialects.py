@@ -28,6 +28,7 @@ from vla_agents.serving.codec import Decoder, Encoder, decode
 from vla_agents.serving.foreign_arrays import str_map, with_pictures
 from vla_agents.serving.keys import Keys
 from vla_agents.serving.messages import MAX_OBSERVATIONS, error_message, read_observation
+from vla_agents.serving.planning import Planned
 from vla_agents.serving.session import Left, Session
 
 log = logging.getLogger(__name__)
@@ -69,9 +70,9 @@ def keys_of(session: Session) -> Keys:
 
 
 async def answered(
-    session: Session, answer: Callable[[], Awaitable[bytes | str]], fault: Callable[..., Any]
+    session: Session, answer: Callable[[], Awaitable[bytes | str | None]], fault: Callable[..., Any]
 ) -> None:
-    """Send the answer, or what stands for the error that came instead."""
+    """Send the answer, where it is not sent already, or what stands for the error that came instead."""
     try:
         reply = await answer()
     except Left:
@@ -82,7 +83,8 @@ async def answered(
     except Exception as error:  # of the policy; logged where it was planned
         session.server.metrics.refused.add("failed")
         reply = fault(error_message(error, None))
-    await session.send(reply)
+    if reply is not None:
+        await session.send(reply)
     session.answered()
 
 
@@ -128,7 +130,7 @@ class Waiting:
             "state_keys": [f"state.{part.name}" for part in body.state],
         }
 
-    async def _answer(self, data: bytes) -> bytes:
+    async def _answer(self, data: bytes) -> bytes | None:
         message = self._decode(data)
         if not isinstance(message, dict):
             raise FrameError("a message that is no map")
@@ -137,13 +139,17 @@ class Waiting:
         if self._session.protocol == "starvla" or (self._session.protocol == "auto" and is_starvla):
             self._starvla = True
             return await self._answer_starvla(message)
-        return await self._answer_openpi(message)
+        await self._answer_openpi(message)
+        return None
 
-    async def _answer_openpi(self, message: dict[str, Any]) -> bytes:
+    async def _answer_openpi(self, message: dict[str, Any]) -> None:
         observation = keys_of(self._session).observation(message, self._session.embodiment)
-        planned = await self._session.plan([observation])
-        timing = {"infer_ms": planned.infer_s * 1000, "total_ms": (time.monotonic() - self._begin) * 1000}
-        return self._encoder.encode({"actions": planned.chunks[0], "server_timing": timing})
+
+        def reply(planned: Planned) -> bytes:
+            timing = {"infer_ms": planned.infer_s * 1000, "total_ms": (time.monotonic() - self._begin) * 1000}
+            return self._encoder.encode({"actions": planned.chunks[0], "server_timing": timing})
+
+        await self._session.plan_and_send([observation], reply)
 
     async def _answer_starvla(self, message: dict[str, Any]) -> bytes:
         given = message.get("request_id", "default")

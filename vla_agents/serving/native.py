@@ -82,6 +82,8 @@ class NativeProtocol:
             message = self._decode(await self._session.receive())
             request = messages.request_id(message)
             answer = await self._answer(message, request)
+            if answer is None:
+                return self._session.answered()
         except Left:
             raise
         except VlaAgentsError as error:
@@ -93,12 +95,14 @@ class NativeProtocol:
         await self._say(answer)
         self._session.answered()
 
-    async def _answer(self, message: Any, request: str | int | None) -> dict[str, Any]:
+    async def _answer(self, message: Any, request: str | int | None) -> dict[str, Any] | None:
+        """Do what a message asks for; the answer, or None where it is sent already."""
         if not isinstance(message, dict) or not isinstance(message.get("type"), str):
             raise FrameError("a message that is no map with a string 'type'")
         kind = message["type"]
         if kind == "plan":
-            return await self._plan(message, request)
+            await self._plan(message, request)
+            return None
         if kind == "reset":
             messages.fields(message, ("type",), ("id", "slots"))
             slots = message.get("slots")
@@ -117,11 +121,14 @@ class NativeProtocol:
             )
         return {"type": "done", "id": request}
 
-    async def _plan(self, message: dict[str, Any], request: str | int | None) -> dict[str, Any]:
+    async def _plan(self, message: dict[str, Any], request: str | int | None) -> None:
         server = self._session.server
         asked = messages.read_plan(message, server.embodiment, server.horizon, server.continues)
-        planned = await self._session.plan(**vars(asked), request=request)
-        return messages.chunks_message(request, planned)
+        await self._session.plan_and_send(
+            reply=lambda planned: self._encoder.encode(messages.chunks_message(request, planned)),
+            request=request,
+            **vars(asked),
+        )
 
     def _share(self, message: dict[str, Any], request: str | int | None) -> dict[str, Any]:
         messages.fields(message, ("type", "size"), ("id",))

@@ -286,6 +286,7 @@ class PolicyServer:
             self._sessions.discard(connection)
             self._talking.discard(session)
             self.batcher.forget(session.id)
+            session.end()
             log.info("disconnected", extra={"session": session.id})
 
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from vla_agents.observations import Observation
 from vla_agents.serving.arrays import WireLimits
 from vla_agents.serving.messages import MAX_OBSERVATIONS, DrainingError, code_of
 from vla_agents.serving.planning import Planned, PlanRequest
+from vla_agents.serving.straight import Straight
 
 if TYPE_CHECKING:
     from vla_agents.serving.server import PolicyServer
@@ -52,6 +53,7 @@ class Session:
         self.waits_since: float | None = None  # for a message
         self.sends_since: float | None = None
         self._closing: Any = None
+        self._straight = None if connection is None else Straight(connection)
 
     @property
     def embodiment(self) -> Embodiment:
@@ -76,9 +78,7 @@ class Session:
 
         self.waits_since = time.monotonic()
         try:
-            if (
-                timeout is None
-            ):  # a silent client is found by the server's sweep: a timer per message costs too much
+            if timeout is None:  # a silent client is found by the server's sweep: a timer costs too much
                 data = await self._connection.recv()
             else:
                 async with asyncio.timeout(timeout):
@@ -150,36 +150,29 @@ class Session:
             self._generators.pop(slot, None)
 
     async def plan(
-        self,
-        observations: Sequence[Observation],
-        *,
-        slots: Sequence[int] | None = None,
-        seeds: Sequence[int | None] | None = None,
-        prefixes: Sequence[np.ndarray] | None = None,
-        committed: int = 0,
-        request: str | int | None = None,
+        self, observations: Sequence[Observation], *, request: str | int | None = None, **options: Any
     ) -> Planned:
-        """Have chunks planned for observations that were checked.
+        """Have chunks planned for observations that were checked; options are `request`'s.
 
         Raises:
             ServerBusyError: Too many wait, or the server is about to stop.
             Exception: What the policy raised.
         """
-        asked = self.request(observations, slots, seeds, prefixes, committed)
-        name = self.name_of(request)
-        self.server.in_flight += 1
-        try:
-            planned = await self._planned(asked)
-        except Exception as error:
-            self.settled(name, error)
-            raise
-        except BaseException:  # the session is cancelled
-            self.server.metrics.requests.add(self.protocol, "failed")
-            raise
-        finally:
-            self.server.in_flight -= 1
-        self.settled(name, planned)
+        planned, _ = await self._planned(self.request(observations, **options), request, None)
         return planned
+
+    async def plan_and_send(
+        self,
+        observations: Sequence[Observation],
+        reply: Callable[[Planned], bytes],
+        *,
+        request: str | int | None = None,
+        **options: Any,
+    ) -> None:
+        """As `plan`; sends the client what `reply` makes of it, which may be called from the planning thread."""
+        planned, is_sent = await self._planned(self.request(observations, **options), request, reply)
+        if not is_sent:
+            await self.send(reply(planned))
 
     def request(
         self,
@@ -232,24 +225,57 @@ class Session:
                 log.error(told, exc_info=answer)
         self.server.metrics.requests.add(self.protocol, outcome)
 
-    async def _planned(self, asked: PlanRequest) -> Planned:
+    async def _planned(
+        self, asked: PlanRequest, request: str | int | None, reply: Callable[[Planned], bytes] | None
+    ) -> tuple[Planned, bool]:
+        """What the policy planned, and whether the reply is sent already."""
+        name = self.name_of(request)
         loop = asyncio.get_running_loop()
-        future: asyncio.Future[Planned] = loop.create_future()
+        future: asyncio.Future[tuple[Planned, bool]] = loop.create_future()
 
-        def settle(answer: Planned | Exception) -> None:
+        def settle(answer: Planned | Exception, is_sent: bool) -> None:
             if future.done():  # nobody waits any more
                 return
             if isinstance(answer, Exception):
                 future.set_exception(answer)
             else:
-                future.set_result(answer)
+                future.set_result((answer, is_sent))
 
         def done(answer: Planned | Exception) -> None:
+            is_sent = reply is not None and isinstance(answer, Planned) and self._send_straight(reply, answer)
             with suppress(RuntimeError):  # the loop is closed: the server stopped in the meantime
-                loop.call_soon_threadsafe(settle, answer)
+                loop.call_soon_threadsafe(settle, answer, is_sent)
 
-        self.server.batcher.submit(asked, done)
-        return await future
+        self.server.in_flight += 1
+        try:
+            self.server.batcher.submit(asked, done)
+            planned, is_sent = await future
+        except Exception as error:
+            self.settled(name, error)
+            raise
+        except BaseException:  # the session is cancelled
+            self.server.metrics.requests.add(self.protocol, "failed")
+            raise
+        finally:
+            self.server.in_flight -= 1
+        self.settled(name, planned)
+        return planned, is_sent
+
+    def _send_straight(self, reply: Callable[[Planned], bytes], planned: Planned) -> bool:
+        """In the planning thread, which no error may end: where this fails, the loop does it and finds the same."""
+        try:
+            data = reply(planned)
+            is_sent = self._straight is not None and self._straight.send(data)
+        except Exception:
+            return False
+        if is_sent:
+            self.server.metrics.sent.add(by=len(data))
+        return is_sent
+
+    def end(self) -> None:
+        """The connection is over."""
+        if self._straight is not None:
+            self._straight.close()
 
     def answered(self) -> None:
         """The answer to the last message is sent."""
