@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
+import resource
 import signal
 from dataclasses import replace
 from pathlib import Path
@@ -18,8 +18,10 @@ from tiny import ArrayWindows, random_batch, rows, tiny_policy
 from vla_agents.errors import CheckpointError, ConfigError, TrainingError
 from vla_agents.policies.checkpoint import load_policy
 from vla_agents.policies.policy import Batch
-from vla_agents.train import checkpoints
+from vla_agents.train.callbacks import Callback
+from vla_agents.train.checkpoints import newest_checkpoint
 from vla_agents.train.config import OptimizerConfig, TrainConfig
+from vla_agents.train.metrics import MetricsLog
 from vla_agents.train.optimizers import make_optimizers, make_schedules
 from vla_agents.train.strategy import BehaviourCloning, Strategy
 from vla_agents.train.trainer import Trainer
@@ -156,24 +158,38 @@ def test_ctrl_c_finishes_the_step_and_saves(tmp_path: Path, capfd: pytest.Captur
     assert (tmp_path / "last" / "training" / "state.json").is_file()
 
 
-def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_last_good_checkpoint(tmp_path: Path) -> None:
+    class Full(Callback):
+        """From the second checkpoint on no file gets larger than 1,000 bytes, as the operating system sees to."""
+
+        def on_saved(self, trainer: Trainer, folder: Path) -> None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+
     run = trainer(tmp_path, steps=4)
-    real = checkpoints.save_file
-    calls = []
-
-    def full(*args: Any) -> None:
-        calls.append(1)
-        if len(calls) > 1:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(*args)
-
-    monkeypatch.setattr(checkpoints, "save_file", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        run.fit()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    run.callbacks.append(Full())
+    try:
+        with pytest.raises(
+            CheckpointError, match=r"could not be written .*File too large(.|\n)*free some space"
+        ):
+            run.fit()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))  # somebody made room
     assert load_policy(tmp_path / "last").horizon == 4
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step_000002"]
-    monkeypatch.undo()  # somebody made room
     assert trainer(tmp_path, steps=4, resume=True).fit().step == 4
+
+
+def test_a_run_does_not_end_for_its_log(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    log = MetricsLog(tmp_path, tensorboard=False)
+    log._file.close()
+    log._file = Path("/dev/full").open("w")  # noqa: SIM115 - every write says that there is no space left
+    for step in range(3):
+        log.write(step, loss=1.0)
+    log.close()
+    assert [record.message for record in caplog.records] == [
+        "metrics are not written: [Errno 28] No space left on device"
+    ]
 
 
 def test_a_half_written_checkpoint_is_never_resumed_from(tmp_path: Path) -> None:
@@ -181,7 +197,7 @@ def test_a_half_written_checkpoint_is_never_resumed_from(tmp_path: Path) -> None
     fake = tmp_path / "checkpoints" / "step_000009"
     fake.mkdir()
     (fake / "model.safetensors").write_bytes(b"half")
-    newest = checkpoints.newest_checkpoint(tmp_path)
+    newest = newest_checkpoint(tmp_path)
     assert newest is not None and newest.name == "step_000002"
     with pytest.raises(TrainingError, match="nothing to resume"):
         trainer(tmp_path / "empty", resume=True).fit()

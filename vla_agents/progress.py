@@ -16,6 +16,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from vla_agents.rollout import EpisodeResult, Listener, StepEvent
 
@@ -50,8 +51,8 @@ class ProgressBar(Listener):
         self._wide = console.width >= 110
         self._progress = Progress(
             TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=40 if self._wide else 6),
+            MofNCompleteColumn(table_column=Column(min_width=2 * len(str(total)) + 1)),  # never cut off
             TextColumn("{task.fields[rate]}"),
             TextColumn("{task.fields[success]}"),
             TextColumn("{task.fields[note]}"),

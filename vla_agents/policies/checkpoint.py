@@ -111,6 +111,7 @@ def write_checkpoint(
     attach: Mapping[str, Path] | None = None,
 ) -> Path:
     """`model.safetensors` and whatever `write` adds, in a folder that appears complete or not at all."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_model
 
     folder = Path(folder)
@@ -124,7 +125,7 @@ def write_checkpoint(
             os.rename(source, temporary / name)
         _sync(temporary)
         replace_folder(temporary, folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter on a full disk
         shutil.rmtree(temporary, ignore_errors=True)
         raise CheckpointError(
             folder, f"could not be written ({error})", "free some space; older checkpoints are intact"

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -50,7 +51,7 @@ def save_checkpoint(trainer: Trainer) -> Path | None:
     try:
         if trainer.engine.is_main:
             _write_state(temporary, state, plain)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter on a full disk
         problem = str(error)
     for _ in state:  # the other processes take part in gathering; so must the main one if it gave up
         pass

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import resource
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsLog:
@@ -25,25 +29,38 @@ class MetricsLog:
         truncate_after(folder / "metrics.jsonl", after)
         self._file = (folder / "metrics.jsonl").open("a", encoding="utf-8")
         self._board: Any = None
+        self._failed = False
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=after + 1 if after else None)
 
     def write(self, step: int, **values: float) -> None:
-        """One entry."""
+        """One entry. Where the disk is full it is missing, which is told once: a run does not end for its log."""
         rounded = {key: float(f"{value:.6g}") for key, value in values.items()}
-        self._file.write(json.dumps({"step": step, **rounded}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for key, value in values.items():
-                self._board.add_scalar(key, value, step)
+
+        def put() -> None:
+            self._file.write(json.dumps({"step": step, **rounded}) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for key, value in values.items():
+                    self._board.add_scalar(key, value, step)
+
+        self._try(put)
 
     def close(self) -> None:
         """Finish the files."""
-        self._file.close()
+        self._try(self._file.close)
         if self._board is not None:
-            self._board.close()
+            self._try(self._board.close)
+
+    def _try(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            if not self._failed:
+                _log.warning("metrics are not written: %s", error)
+            self._failed = True
 
 
 def read_entries(path: Path) -> list[dict[str, float]]:
