@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +18,14 @@ from vla_agents.serving.transport import Wire
 
 TOKEN = "a-token-that-is-long-enough"
 BODY = make_embodiment()
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that other threads or processes do."""
+    end = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 def fake_agent(**options: Any) -> PolicyAgent:

@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from fake_env import observation
-from serving_fakes import Planner, Raw
+from serving_fakes import Planner, Raw, until
 from test_serving_operations import hostile_frames
 
 from vla_agents.errors import ConnectionLostError, FrameError, ObservationError, RemotePolicyError
@@ -29,13 +28,6 @@ def rung(url: str) -> tuple[Raw, Ringer]:
     """A connection and its door, for whatever a test wants to say there."""
     raw = Raw(url)
     return raw, Ringer(raw.ask({"type": "share", "size": 2**16})["doorbell"], 60)
-
-
-def until(condition) -> None:
-    end = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
 
 
 def test_plans_go_through_the_door_alone(monkeypatch):

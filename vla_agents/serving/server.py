@@ -11,14 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import json
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from http import HTTPStatus
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -28,17 +27,17 @@ from vla_agents.errors import ConfigError, MissingDependencyError, ServingError
 from vla_agents.serving.allocator import keep_freed_memory
 from vla_agents.serving.batching import Batcher
 from vla_agents.serving.connections import (
+    admit,
     connection_class,
     is_live,
     is_local,
     keep_alive,
-    respond,
     select_subprotocol,
 )
 from vla_agents.serving.messages import SUBPROTOCOL
-from vla_agents.serving.metrics import CONTENT_TYPE, ServerMetrics
+from vla_agents.serving.metrics import ServerMetrics
 from vla_agents.serving.planning import BatchPlanner
-from vla_agents.serving.security import check_exposure, is_authorized, server_tls
+from vla_agents.serving.security import check_exposure, server_tls
 from vla_agents.serving.session import Left, Session
 from vla_agents.serving.settings import PATHS, ServerConfig
 
@@ -99,7 +98,7 @@ class PolicyServer:
             raise MissingDependencyError("websockets", "serving", "a policy server") from error
         keep_freed_memory()
         options: dict[str, Any] = {
-            "process_request": self._admit,
+            "process_request": partial(admit, self),
             "subprotocols": [SUBPROTOCOL],
             "select_subprotocol": select_subprotocol,
             "compression": None,
@@ -219,31 +218,12 @@ class PolicyServer:
         self.metrics.batch.add(batch)
         self.metrics.inference.add(seconds)
 
-    def _admit(self, connection: Any, request: Any) -> Any:
-        """Answer health and metrics; let a client in, or not. Nothing but headers was read yet."""
-        path = urlsplit(request.path).path
-        if "Origin" in request.headers:  # a web page, which must not reach this machine's servers
-            return self._refuse(connection, HTTPStatus.FORBIDDEN, "origin")
-        if path in ("/health", "/healthz"):
-            status = HTTPStatus.OK if self.state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
-            return respond(connection, status, json.dumps({"status": self.state}) + "\n", "application/json")
-        if not is_authorized(self.config.token, request.headers, request.path):
-            return self._refuse(connection, HTTPStatus.UNAUTHORIZED, "token")
-        if path == "/metrics":
-            return respond(connection, HTTPStatus.OK, self.metrics.text(), CONTENT_TYPE)
-        if path != "/" and path not in PATHS:
-            return self._refuse(connection, HTTPStatus.NOT_FOUND, "path")
-        if self.state != "ready":
-            return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "not ready")
+    def take(self, connection: Any) -> bool:
+        """Whether there is room for one more client, who is counted from here on: a crowd cannot slip in together."""
         if len(self._sessions) >= self.config.max_clients:
-            return self._refuse(connection, HTTPStatus.SERVICE_UNAVAILABLE, "clients")
-        self._sessions.add(connection)  # counted from here on, so that a crowd cannot slip in together
-        return None
-
-    def _refuse(self, connection: Any, status: HTTPStatus, reason: str) -> Any:
-        self.metrics.refused.add(reason)
-        log.info("refused", extra={"reason": reason, "status": int(status)})
-        return respond(connection, status, "", "text/plain")
+            return False
+        self._sessions.add(connection)
+        return True
 
     def connection_made(self, transport: Any) -> bool:
         """Whether one more connection may say who it is; dead peers are found from here on."""
