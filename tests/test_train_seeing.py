@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import io
 import json
+import logging
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
+from vla_agents import cli
 from vla_agents.train import bar
 from vla_agents.train.bar import TrainingBar, in_words
 from vla_agents.train.batch_size import Tried, tell, why_it_ended
@@ -55,6 +57,18 @@ def test_a_terminal_gets_a_bar_and_the_numbers_below_it() -> None:
     assert "20/100" in text and "loss 0.125  samples/s 400" in text
     assert "validation at step 10: val_loss 0.25" in text and "push 50 %" in text
     assert not any("━" in line and "loss" in line for line in text.splitlines())
+
+
+def test_log_lines_stand_above_the_display() -> None:
+    written = io.StringIO()
+    record = logging.LogRecord(
+        "vla_agents.train", logging.INFO, "x.py", 1, "stage 'easy' is over", None, None
+    )
+    handler = cli._ToStderr()
+    with TrainingBar(9, "training", console=Console(file=written, width=60, force_terminal=True)) as shown:
+        shown.update(1, {"loss": 0.5})
+        handler.emit(record)
+    assert "stage 'easy' is over" in written.getvalue()  # through the display, which knows where it stands
 
 
 def test_things_of_different_kinds_are_drawn_apart(tmp_path: Path) -> None:

@@ -15,6 +15,14 @@ from vla_agents.errors import ConfigError, VlaAgentsError, suggest
 T = TypeVar("T")
 
 
+class _ToStderr(logging.StreamHandler):
+    """To what `sys.stderr` is at the moment: a live display puts itself there and prints lines above itself."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status (0 done, 1 refused or a check failed, 130 interrupted)."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -32,7 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"vla-agents: unknown command {args[0]!r}{suggest(args[0], COMMANDS)}\n\n{_overview()}"
         )
         return 1
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    form = "%(levelname)s %(name)s: %(message)s"
+    logging.basicConfig(level=logging.WARNING, format=form, handlers=[_ToStderr()])
     try:
         return command.run(args[1:]) or 0
     except VlaAgentsError as error:
