@@ -96,7 +96,7 @@ def panels_of(entries: Sequence[dict[str, float]]) -> list[Panel]:
     known = dict.fromkeys(key for entry in entries for key in entry if key not in ("step", *_BAND))
     found = []
     for title, wanted, style in _PANELS:
-        keys = [k for k in known if k in wanted or any(w.endswith("/") and k.startswith(w) for w in wanted)]
+        keys = [k for w in wanted for k in known if k == w or (w.endswith("/") and k.startswith(w))]
         for key in keys:
             del known[key]
         if keys:

@@ -88,7 +88,7 @@ class Reporter(Callback):
     def on_end(self, trainer: Trainer, error: BaseException | None) -> None:
         """Close everything, and say how to go on."""
         if self._bar is not None:
-            if trainer.stopping and error is None:
+            if trainer.stopping and error is None and trainer.step < trainer.config.steps:
                 self._bar.message(
                     f"Stopped at step {trainer.step}; saved in {trainer.out / 'last'}. Go on with --resume."
                 )
