@@ -12,12 +12,14 @@ import pytest
 
 from vla_agents.envs.robosuite import TASKS, robosuite_embodiment
 from vla_agents.envs.vector import make_env
-from vla_agents.errors import ActionError, ConfigError, UnknownNameError
+from vla_agents.errors import ActionError, ConfigError, SimulatorError, UnknownNameError
 from vla_agents.eval.suites import SUITES
+from vla_agents.versions import Package
 
 ENVS = os.environ.get("VLA_AGENTS_TEST_ENVS", "")  # this test has a home folder of its own
 installed = pytest.mark.skipif(
-    not ENVS, reason="VLA_AGENTS_TEST_ENVS does not name the folder of `vla-agents envs install robosuite`"
+    not (ENVS and (Path(ENVS) / "robosuite").is_dir()),
+    reason="VLA_AGENTS_TEST_ENVS does not name a folder in which `vla-agents envs install robosuite` was",
 )
 
 
@@ -83,3 +85,18 @@ def test_suites_and_names() -> None:
         make_env("vla_agents/Robosuite-v0", task="Lif")
     with pytest.raises(ConfigError, match=r"needs robosuite 1.5.*\n.*envs install robosuite"):
         make_env("vla_agents/Robosuite-v0", task="Lift")
+
+
+def test_a_simulator_that_does_not_run_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    def breaks(*arguments: Any) -> Any:
+        raise AssertionError("binding_utils.py: joint type")
+
+    dark = Package("mujoco==3.3.0", "mujoco", "3.17.0", False)
+    monkeypatch.setattr("vla_agents.envs.explaining.packages", lambda extra: [dark])
+    monkeypatch.setattr("vla_agents.envs.explaining.dependencies", lambda name: [])
+    monkeypatch.setattr("vla_agents.envs.robosuite._require_robosuite", lambda: None)
+    monkeypatch.setattr("vla_agents.envs.robosuite._make", breaks)
+    with pytest.raises(
+        SimulatorError, match=r"robosuite does not run with mujoco 3\.17\.0 .*\n.*mujoco==3\.3\.0"
+    ):
+        make_env("vla_agents/Robosuite-v0", task="Lift", cameras=())

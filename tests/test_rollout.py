@@ -131,6 +131,15 @@ class CountingEnv(FakeEnv):
         return super().step(action)
 
 
+def test_episodes_begin_when_the_others_plan() -> None:
+    """Every plan is for all that play, although the episodes end at different times."""
+    policy = FakePolicy()
+    results, _ = play(make_vec(ENV_ID, 4), PolicyAgent(policy, chunker=RecedingHorizon(6)))  # type: ignore[arg-type]
+    assert len({result.steps % 6 for result in results}) > 2, "the episodes must end between plans"
+    assert policy.batches[:8] == [4] * 8
+    assert policy.batches == sorted(policy.batches, reverse=True)  # in the end there is no next one
+
+
 def test_idle_slots_do_not_step_their_env(monkeypatch: pytest.MonkeyPatch) -> None:
     spec = gymnasium.registry["vla_agents_tests/Fake-v0"]
     monkeypatch.setattr(spec, "entry_point", CountingEnv)

@@ -139,6 +139,10 @@ class ChunkingAgent(Agent):
         """Plan nothing for these slots; their action is zero until they are reset."""
         self._idle = {int(slot) for slot in np.flatnonzero(mask)}
 
+    def due(self, mask: np.ndarray) -> bool:
+        """Whether one of these slots has used up its chunk."""
+        return any(self.chunker.needs_plan(int(slot)) for slot in np.flatnonzero(mask))
+
     def replan(self, mask: np.ndarray | None = None) -> None:
         """Drop the chunks; what the policy draws at random goes on."""
         for slot in [None] if mask is None else list(map(int, np.flatnonzero(mask))):

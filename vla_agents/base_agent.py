@@ -45,6 +45,13 @@ class Agent:
     def idle(self, mask: np.ndarray) -> None:
         """For a vector env, bool (N,): the slots whose actions nobody uses until they are reset."""
 
+    def due(self, mask: np.ndarray) -> bool:
+        """For a vector env, bool (N,): whether the next `act` plans for any of these slots, so that others may join in.
+
+        Who does not plan ahead always does.
+        """
+        return True
+
     def replan(self, mask: np.ndarray | None = None) -> None:
         """The episode goes on, but not as planned (in the slots of `mask`): forget what was meant to come next."""
         self.reset(mask)

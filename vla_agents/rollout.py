@@ -194,11 +194,24 @@ class _Run:
         self.open: list[_Open | None] = [None] * slots.count
         self.results: dict[int, EpisodeResult] = {}
         self._given_up: set[int] = set()  # slots whose episode was given up in this tick
+        self._free = np.zeros(slots.count, bool)
 
-    def fill(self, free: np.ndarray) -> None:
-        """Start the next episodes in the free slots, bool (N,); slots for which no seed is left idle."""
-        if not free.any():
+    def fill(self, ended: np.ndarray) -> None:
+        """Start the next episodes in the slots that are free, those that `ended`, bool (N,), among them.
+
+        Slots for which no seed is left idle. Where the agent plans in chunks, the others begin when it plans for those
+        that play: from then on it plans for all of them in one batch, and not for each in a tick of its own.
+        """
+        self._free |= ended
+        if not self._free.any():
             return
+        playing = np.array([episode is not None for episode in self.open])
+        if self._slots.can_rest and playing.any() and not self._agent.due(playing):
+            if ended.any():
+                self._slots.reset({}, ended)
+                self._agent.idle(~playing)
+            return
+        free, self._free = self._free, np.zeros_like(self._free)
         mine: dict[int, tuple[int, int]] = {}
         for slot in map(int, np.flatnonzero(free)):
             following = next(self._seeds, None)

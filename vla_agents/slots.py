@@ -20,6 +20,7 @@ class Slots(Protocol):
 
     count: int
     is_single: bool
+    can_rest: bool  # whether a slot may stay without an episode for a while
     observation: Observation
     action_shape: tuple[int, ...] | None
 
@@ -46,6 +47,7 @@ class SingleSlot:
 
     count = 1
     is_single = True
+    can_rest = False
     observation: Observation
 
     def __init__(self, env: gymnasium.Env) -> None:
@@ -84,7 +86,7 @@ class VectorSlots:
                 "make it with autoreset_mode=AutoresetMode.DISABLED, e.g. by vla_agents.envs.make_vec",
             )
         self._envs = envs
-        self._can_idle = bool(getattr(envs, "can_idle", False))
+        self.can_rest = bool(getattr(envs, "can_idle", False))
         self._started = False
         self.count = envs.num_envs
         self.action_shape = envs.action_space.shape
@@ -99,12 +101,12 @@ class VectorSlots:
         infos: dict[str, Any] = {}
         awake = np.array([slot in seeds for slot in range(self.count)])
         spare = next(iter(seeds.values()), 0)
-        if not self._started or not self._can_idle:
+        if not self._started or not self.can_rest:
             awake = free.copy()
         if awake.any():
             infos = self._reset([seeds.get(slot, spare) for slot in range(self.count)], awake)
         asleep = np.array([bool(free[slot]) and slot not in seeds for slot in range(self.count)])
-        if asleep.any() and self._can_idle:
+        if asleep.any() and self.can_rest:
             self._reset([spare] * self.count, asleep, idle=True)
         self._started = True
         return [_slot_info(infos, slot) for slot in range(self.count)]

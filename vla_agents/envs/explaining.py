@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import gc
 import re
+import shlex
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
+from vla_agents.envs.isolated.environments import STATE
 from vla_agents.errors import SimulatorError, VlaAgentsError
 from vla_agents.versions import dependencies, packages
 
@@ -56,10 +59,10 @@ def _wrong_version(simulator: str, extra: str, error: Exception) -> SimulatorErr
     if not unfit:
         return None
     have = ", ".join(f"{one.name} {one.version}" for one in unfit)
-    said = (str(error).splitlines() or [""])[0]
+    said = ": ".join([type(error).__name__, *str(error).splitlines()[:1]])
     return SimulatorError(
-        f"{simulator} does not run with {have} ({type(error).__name__}: {said})",
-        f"pip install {' '.join(repr(one.requirement) for one in unfit)}",
+        f"{simulator} does not run with {have} ({said})",
+        f"{_pip()} install {' '.join(repr(one.requirement) for one in unfit)}",
     )
 
 
@@ -71,8 +74,14 @@ def _missing_file(simulator: str, extra: str, error: Exception) -> SimulatorErro
     else:
         return None
     owner = _owner(path, extra)
-    again = f"pip install --force-reinstall --no-deps {owner}" if owner else f"vla-agents doctor {extra}"
+    again = f"{_pip()} install --force-reinstall --no-deps {owner}" if owner else f"vla-agents doctor {extra}"
     return SimulatorError(f"a file of {simulator} is missing: {path}", again)
+
+
+def _pip() -> str:
+    """The pip of this Python: in an environment of a simulator's own, the one that a user types is another."""
+    own = (Path(sys.prefix) / STATE).is_file()
+    return f"{shlex.quote(sys.executable)} -m pip" if own else "pip"
 
 
 def _owner(path: Path, extra: str) -> str:

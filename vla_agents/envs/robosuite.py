@@ -19,6 +19,7 @@ from gymnasium.error import ResetNeeded
 
 from vla_agents.embodiment import Embodiment
 from vla_agents.envs.common import check_view, checked_action, panda_by_its_hand
+from vla_agents.envs.explaining import explaining
 from vla_agents.envs.rendering import require_gl
 from vla_agents.errors import ConfigError, UnknownNameError
 from vla_agents.rotations import unfolded_axis_angle
@@ -73,6 +74,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     Raises:
         ConfigError: robosuite 1.5 is not installed in this Python.
+        SimulatorError: It does not run with the packages beside it, or a file of it is missing; says the command.
         UnknownNameError: No such task or camera.
     """
 
@@ -100,7 +102,8 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.action_space = self.embodiment.action_space()
         wanted = dict.fromkeys([*cameras, *(["agentview"] if render_mode else [])])
         self._renderer = require_gl("robosuite") if wanted else "none"
-        self._sim = _make(task, [CAMERAS[name] for name in wanted], image_size)
+        with explaining("robosuite", "robosuite"):
+            self._sim = _make(task, [CAMERAS[name] for name in wanted], image_size)
         self._seen: dict[str, Any] | None = None
         self._steps, self._success = 0, False
 
@@ -112,9 +115,10 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         for key in options or {}:
             raise UnknownNameError("option of reset", key, [])
         number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-        self._sim.rng = np.random.default_rng(number)
-        _hand_over(self._sim.placement_initializer, self._sim.rng)
-        self._seen = self._sim.reset()
+        with explaining("robosuite", "robosuite"):
+            self._sim.rng = np.random.default_rng(number)
+            _hand_over(self._sim.placement_initializer, self._sim.rng)
+            self._seen = self._sim.reset()
         self._steps, self._success = 0, False
         return self._observe(), self._info()
 

@@ -282,6 +282,9 @@ class _Timed(Agent):
     def idle(self, mask: np.ndarray) -> None:
         self._agent.idle(mask)
 
+    def due(self, mask: np.ndarray) -> bool:
+        return self._agent.due(mask)
+
     @property
     def intervened(self) -> bool | np.ndarray:
         return self._agent.intervened

@@ -20,7 +20,7 @@ import vla_agents
 from vla_agents.errors import ConfigError, SimulatorError, UnknownNameError
 
 _LOCKS = Path(__file__).parent / "locks"
-_STATE = "vla-agents.json"
+STATE = "vla-agents.json"  # in an environment that is whole
 _SHOWN = 8  # lines of pip's complaint
 
 
@@ -67,7 +67,7 @@ def status(name: str) -> str:
     if not folder.exists():
         return "absent"
     try:
-        state = json.loads((folder / _STATE).read_text(encoding="utf-8"))
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return "unfinished"
     return "ready" if state == _wanted(RECIPES[name]) else "outdated"
@@ -120,9 +120,9 @@ def install(name: str, tell: Callable[[str], None], *, python: str = sys.executa
     _run([*pip, "--requirement", str(recipe.lock)], tell)
     _link(folder)
     _run([str(_python(folder)), "-c", f"import vla_agents, {recipe.module}"], tell)
-    new = folder / f"{_STATE}.new"
+    new = folder / f"{STATE}.new"
     new.write_text(json.dumps(_wanted(recipe)) + "\n", encoding="utf-8")
-    new.replace(folder / _STATE)
+    new.replace(folder / STATE)
     tell(f"ready: {folder}")
     return folder
 

@@ -22,7 +22,7 @@ from vla_agents.errors import ConfigError, SimulatorError, VlaAgentsError
 _CLOSE_S = 5.0
 _SHOWN = 12  # lines of what a dead simulator printed last
 # Errors that are raised here as what they were there; anything else is a SimulatorError that names it.
-_SAME = ("ActionError", "ConfigError", "EmbodimentError", "RenderingError")
+_SAME = ("ActionError", "ConfigError", "EmbodimentError", "RenderingError", "SimulatorError")
 
 
 class SimulatorProcess:
