@@ -88,7 +88,7 @@ answer({"code": 0, "devices": found})
 def vulkan(target: Target) -> Iterator[Row]:
     """The loader and its devices; SAPIEN (SimplerEnv) draws with it."""
     needed = target.needs_vulkan
-    install = apt("libvulkan1", "mesa-vulkan-drivers")
+    install = _newer_mesa() if needed else apt("libvulkan1", "mesa-vulkan-drivers")
     if not loads("libvulkan.so.1"):
         yield Row("Vulkan", lacking(needed=needed), "the library libvulkan.so.1 is not installed", **install)
         return

@@ -186,7 +186,7 @@ def _libero_paths() -> Iterator[Row]:
 
 def _maniskill_assets(target: Target) -> Iterator[Row]:
     from vla_agents.envs.isolated import environments
-    from vla_agents.envs.simpler.tasks import FOLDERS, asset_root
+    from vla_agents.envs.simpler.tasks import FOLDERS, asset_root, missing_assets, stand_ins
 
     own = environments.home() / target.where / "bin" / "python"
     for name, folder in FOLDERS.items():
@@ -197,6 +197,10 @@ def _maniskill_assets(target: Target) -> Iterator[Row]:
             which = shlex.quote(str(own)) if target.where else python()
             command = f"{which} -m mani_skill.utils.download_asset {name} -y"
             yield Row("assets", "missing", f"{path} is not there", command)
+    strange = [] if missing_assets() else stand_ins()
+    if strange:
+        found = f"not SimplerEnv's own, so scores are not its: {', '.join(strange)}"
+        yield Row("assets", "warning", found, advice="delete the folder, and doctor says how to download it")
 
 
 # ---- codecs and kernels ---------------------------------------------------------------------------------------

@@ -75,29 +75,34 @@ class SuitesConfig:
 
 def run_suites(config: SuitesConfig) -> None:
     """`vla-agents eval suites [NAME]`."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Column, Table
 
     if not config.name:
-        listing = Table(Column("suite", no_wrap=True), "tasks", "trials", "played in", "needs")
+        listing = Table(
+            *(Column(title, no_wrap=True) for title in ("suite", "episodes", "needs")), box=SIMPLE_HEAD
+        )
         for name in SUITES:
             suite: Suite = SUITES.get(name)
-            env = suite.env_args.get("env", suite.env).removeprefix("vla_agents/")
             own = suite.env_args.get("where", "")
-            needs = rf"\[{suite.extra}]" if suite.extra else f"envs install {own}" if own else ""
-            listing.add_row(name, str(suite.tasks), str(suite.trials), env, needs)
+            needs = f"the extra {suite.extra}" if suite.extra else f"envs install {own}" if own else ""
+            needs = "cannot be played here" if suite.needs[0] else needs
+            listing.add_row(name, f"{suite.tasks} x {suite.trials}", needs)
         rich.print(listing)
         rich.print(
-            "Not yet: SimplerEnv's Google robot, RoboCasa, RoboTwin, CALVIN, BEHAVIOR, RLBench. "
-            "Any other registered env: --env ID."
+            "Not yet: RoboCasa, RoboTwin, CALVIN, BEHAVIOR, RLBench. Any other registered env: --env ID."
         )
         return
     suite = SUITES.get(config.name)
     told = Table(title=suite.name, title_justify="left", show_header=False)
-    told.add_row("episodes", f"{suite.tasks} tasks x {suite.trials} trials")
-    told.add_row("environment", f"{suite.env} {suite.env_args}")
+    told.add_row("episodes", f"{suite.tasks} task{'s' * (suite.tasks > 1)} x {suite.trials} trials")
+    if suite.env:
+        told.add_row("environment", f"{suite.env} {suite.env_args}")
     for key, value in suite.protocol.items():
         told.add_row(key, value)
     told.add_row("source", suite.source)
+    if suite.needs[1]:
+        told.add_row("to play it", suite.needs[1])
     rich.print(told)
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vla_agents.errors import ConfigError
+from vla_agents.eval import google_robot
 from vla_agents.registry import Registry
 
 _ABSENT = object()
@@ -33,6 +34,7 @@ class Suite:
         source: Where the protocol is written down.
         seed_of: Reset seed of (task, trial).
         extra: What to install, an extra of ours; "" where nothing.
+        needs: Why it is known and cannot be played, and what to do about it; ("", "") where it can.
     """
 
     name: str
@@ -44,6 +46,13 @@ class Suite:
     env_args: dict[str, Any] = field(default_factory=dict)
     seed_of: Callable[[int, int], int] = lambda task, trial: trial
     extra: str = ""
+    needs: tuple[str, str] = ("", "")
+
+    def require(self) -> None:
+        """Raise `ConfigError` where it cannot be played."""
+        problem, remedy = self.needs
+        if problem:
+            raise ConfigError(f"suite {self.name!r} needs {problem}", remedy)
 
     @property
     def episodes(self) -> int:
@@ -199,6 +208,35 @@ def _simpler(name: str, task: str) -> Suite:
 for _task in ("spoon_on_towel", "carrot_on_plate", "stack_cube", "eggplant_in_basket"):
     SUITES.register(f"simpler_widowx_{_task}", _simpler(f"simpler_widowx_{_task}", _task))
 SUITES.register("simpler_widowx", _simpler("simpler_widowx", "all"))
+
+
+def _google_robot(name: str, task: google_robot.GoogleTask) -> Suite:
+    count, variants = task.variants
+    photo = google_robot.MATCHING in name
+    return Suite(
+        name=name,
+        env="",
+        tasks=task.tasks,
+        trials=task.placements * count,
+        protocol={
+            "setting": "visual matching" if photo else "variant aggregation",
+            "initial states": f"{task.placements} placements of objects and robot for each task, in {count} variants: "
+            f"{variants}",
+            "step limit": f"{task.limit} actions; an episode goes on until then, or until the policy ends it",
+            "pictures": "overhead camera, 512 x 640" + (", a photo behind the objects" if photo else ""),
+            "control": "7 values, deltas of the hand in metres and radians, gripper, 3 per second "
+            "(arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner)",
+            "success": task.success,
+            "simulator": google_robot.NEEDS[0],
+        },
+        source=f"SimplerEnv, scripts/{task.scripts}_{'visual_matching' if photo else 'variant_agg'}.sh and "
+        "tools/calc_metrics_evaluation_videos.py",
+        needs=google_robot.NEEDS,
+    )
+
+
+for _name, _google in google_robot.TASKS.items():
+    SUITES.register(f"simpler_google_{_name}", _google_robot(f"simpler_google_{_name}", _google))
 
 
 def _libero_pro(base: str, change: str, limit: int, what: str) -> Suite:

@@ -217,4 +217,22 @@ def _make(name: str) -> Any:
     # ManiSkill keeps the photo behind the scene in a dict that all tasks share: the next one's would appear in this one.
     scene: Any = sim.unwrapped
     scene._rgb_overlay_images = dict(scene._rgb_overlay_images)
+    _free_the_fingers(scene)
     return sim
+
+
+def _free_the_fingers(scene: Any) -> None:
+    """From the next reset on, let the fingers pass through the bar they slide on, as SimplerEnv's own robot does.
+
+    ManiSkill's port forgets it: hulls that overlap from the start then jam the gripper, and push the hand aside.
+    """
+    load = scene._load_agent
+
+    def load_agent(*arguments: Any, **options: Any) -> None:
+        load(*arguments, **options)
+        links = scene.agent.robot.links_map
+        for bit, finger in enumerate(("left_finger_link", "right_finger_link")):
+            for link in (links["gripper_bar_link"], links[finger]):
+                link.set_collision_group_bit(group=2, bit_idx=bit, bit=1)
+
+    scene._load_agent = load_agent
