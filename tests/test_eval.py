@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,9 @@ def test_aggregates() -> None:
     tasks = by_task(results[::-1])
     assert list(tasks) == ["lift", "push"]
     assert tasks["push"].mean_steps_success == 12.0
+    cautious = [replace(one, info={**one.info, "caution": "a stand-in table"}) for one in results]
+    assert EvalReport(tuple(cautious)).summary().count("caution: a stand-in table") == 1
+    assert "caution" not in EvalReport(tuple(results)).summary()
     none = aggregate([])
     assert (none.success, none.low, none.high, none.mean_steps_success) == (0.0, 0.0, 1.0, None)
 

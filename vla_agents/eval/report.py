@@ -178,6 +178,8 @@ class EvalReport:
             line += f", renderer {self.renderer}"
         if unjudged := self.overall.unjudged:
             line += f"\n{unjudged} of {len(self.episodes)} episodes were judged by nobody: they do not count"
+        for caution in dict.fromkeys(str(r.info["caution"]) for r in self.episodes if "caution" in r.info):
+            line += f"\ncaution: {caution}"
         errors = [result for result in self.episodes if result.error]
         if errors:
             line += f"\n{len(errors)} episodes are errors, not counted as failures; the first (seed {errors[0].seed}): "

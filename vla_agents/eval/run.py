@@ -69,7 +69,7 @@ def run_eval(config: EvalConfig, *, console: Console | None = None, progress: bo
         ledger.close()
     report = _report(ledger.identity, ledger.entries, seeds, timing, interrupted)
     report.save(config.out / RESULTS)
-    title = f"{config.agent} in {config.suite or config.env}" + (
+    title = f"{config.agent} in {config.suite or config.env_args.get('env', config.env)}" + (
         " (swapped instructions)" if config.swapped else ""
     )
     metrics = config.metrics or _metrics_of(config.agent)

@@ -104,11 +104,13 @@ class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         self._steps, self._solved_once = 0, False
         self._told: dict[str, bool] = {}
         strange = stand_ins(self.tasks)
-        self._about = {
+        self._about: dict[str, str] = {
             "assets": f"not SimplerEnv's own: {', '.join(strange)}" if strange else "SimplerEnv's own",
             "mani_skill": version("mani_skill"),
             "sapien": version("sapien"),
         }
+        if strange:
+            self._about["caution"] = f"assets are not SimplerEnv's own, so are the scores: {', '.join(strange)}"
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
