@@ -110,7 +110,9 @@ class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             "sapien": version("sapien"),
         }
         if strange:
-            self._about["caution"] = f"assets are not SimplerEnv's own, so are the scores: {', '.join(strange)}"
+            self._about["caution"] = (
+                f"stand-ins for SimplerEnv's assets, no scores of its: {', '.join(strange)}"
+            )
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
