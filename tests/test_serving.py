@@ -36,7 +36,7 @@ from vla_agents.errors import (
 )
 from vla_agents.rollout import rollout
 from vla_agents.serving.batching import Batcher
-from vla_agents.serving.planning import PlanRequest
+from vla_agents.serving.planning import Planned, PlanRequest
 from vla_agents.serving.remote import PolicyClient, RemoteAgent
 from vla_agents.serving.security import check_token, find_token
 from vla_agents.serving.server import serving
@@ -383,6 +383,41 @@ def test_clients_are_planned_for_together_and_one_fault_spoils_nothing():
         assert planner.batches[:2] == [1, 5]
         for client in clients:
             client.close()
+
+
+def test_clients_out_of_step_fall_into_step():
+    planner = Planner(seconds=0.05)
+    with (
+        serving(planner) as server,
+        PolicyClient(server.url, shared_memory=False) as one,
+        PolicyClient(server.url, shared_memory=False) as two,
+        ThreadPoolExecutor(2) as pool,
+    ):
+
+        def ask(client: PolicyClient, late: float) -> None:
+            time.sleep(late)
+            for _ in range(15):
+                time.sleep(0.003)
+                client.plan([observation()])
+
+        list(pool.map(ask, (one, two), (0.0, 0.03)))
+    assert planner.batches.count(2) > 7, planner.batches
+
+
+def test_a_client_that_asks_seldom_is_not_waited_for():
+    batcher, answers, queued = Batcher(wait_s=0.05), SimpleQueue(), []
+    batcher.swap(Planner(seconds=0.1))
+
+    def ask(client: str) -> Planned:
+        batcher.submit(PlanRequest([observation()], client=client), answers.put)
+        return answers.get(timeout=60)
+
+    for _ in range(4):
+        ask("seldom")
+        queued.append(ask("often").queue_s)
+        time.sleep(0.2)
+    batcher.close()
+    assert min(queued[1:]) < 0.03, queued
 
 
 def test_a_policy_that_was_replaced_is_let_go_at_once():

@@ -1,9 +1,9 @@
 """One thread that plans; requests of several clients that come within a few milliseconds go through the policy together.
 
 The policy is never called from the server's event loop, so health, metrics and other clients are answered while it is
-busy. A batch waits only for the clients of the last ones, and never for more than half the time planning takes: what is
-won by planning together is not lost by waiting. A request that fails in company is tried alone, so that it spoils nobody
-else's.
+busy. A batch waits only for clients that usually ask again so soon, and never for more than half the time planning takes:
+what is won by planning together is not lost by waiting. A request that fails in company is tried alone, so that it
+spoils nobody else's.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from vla_agents.errors import ActionError, ServerBusyError
 from vla_agents.serving.mailbox import Door, Mailbox
 from vla_agents.serving.planning import BatchPlanner, Done, Planned, PlanRequest, run_policy
 
+LATE = 3  # times its usual pause: then a client is not waited for any more
 Brought = tuple[PlanRequest, Done]  # what comes through a door
 
 
@@ -68,6 +69,7 @@ class Batcher:
         self._lock = threading.Lock()
         self._queued = 0
         self._answered: dict[str, float] = {}  # client -> when it was
+        self._pauses: dict[str, float] = {}  # client -> seconds from an answer to its next request, as a rule
         self._took = 0.0  # seconds in the policy, smoothed
         self._stop = False
         self._thread = threading.Thread(target=self._run, name="planning", daemon=True)
@@ -97,6 +99,11 @@ class Batcher:
             if self._stop or self._queued + job.size > self._max_queued:
                 raise ServerBusyError(f"{self._queued} observations are waiting already", "ask again later")
             self._queued += job.size
+            answered = self._answered.pop(request.client, None)
+            if answered is not None:
+                pause = job.since - answered
+                # One that is longer than usual says little, a short one shows how soon the client can ask.
+                self._pauses[request.client] = min(pause, 1.3 * self._pauses.get(request.client, pause))
         return job
 
     def attach(self, door: Door) -> None:
@@ -107,6 +114,7 @@ class Batcher:
         """Wait for this client no more."""
         with self._lock:
             self._answered.pop(client, None)
+            self._pauses.pop(client, None)
 
     def close(self) -> None:
         """End the thread once the batch under way is done; what waits is refused."""
@@ -129,9 +137,9 @@ class Batcher:
         while not self._waiting:
             if not self._receive(None):
                 return False
-        end = self._waiting[0].since + min(self._wait_s, self._took / 2)
+        end = time.monotonic() + min(self._wait_s, self._took / 2)
         while sum(job.size for job in self._waiting) < self._max_batch:
-            left = end - time.monotonic() if self._misses_somebody() else 0.0
+            left = end - time.monotonic() if self._expects_somebody(end) else 0.0
             before = len(self._waiting)
             if not self._receive(max(left, 0.0)):
                 return False
@@ -164,12 +172,15 @@ class Batcher:
         except ServerBusyError as error:
             answered(error)
 
-    def _misses_somebody(self) -> bool:
-        """Whether a client that was answered just now has not asked again."""
-        since = time.monotonic() - 2 * self._took
+    def _expects_somebody(self, end: float) -> bool:
+        """Whether a client that was answered usually asks again before `end`, and is not overdue."""
+        now = time.monotonic()
         with self._lock:
-            lately = {client for client, at in self._answered.items() if at > since}
-        return bool(lately - {job.request.client for job in self._waiting})
+            for client, at in self._answered.items():
+                pause = self._pauses.get(client)
+                if pause is not None and at + pause < end and now < at + LATE * pause:
+                    return True
+        return False
 
     def _take(self) -> list[_Job]:
         """The oldest, and those of its kind that fit into its batch."""

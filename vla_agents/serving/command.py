@@ -67,7 +67,7 @@ class ServeConfig:
     max_batch: int = 16
     """Observations that go through the policy together."""
     batch_wait_ms: float = 10.0
-    """How long a batch waits at most for the clients of the last one; never more than half the time planning takes."""
+    """How long a batch waits at most for clients that usually ask so soon; never over half the time planning takes."""
     max_clients: int = 16
     """Connected at a time."""
     max_message_mb: float = 32.0

@@ -26,7 +26,7 @@ class ServerConfig:
         max_clients: Connected at a time.
         max_queued: Observations that may wait for the policy.
         max_batch: Observations that go through the policy together.
-        batch_wait_s: How long a batch waits at most for the clients of the last one.
+        batch_wait_s: How long a batch waits at most for clients that usually ask again so soon.
         idle_s: A client that says nothing for so long is sent away.
         hello_s: How long a client may take to connect and say hello.
         send_s: How long a client may take to accept an answer.
