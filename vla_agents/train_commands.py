@@ -35,7 +35,7 @@ def train_command(args: Sequence[str]) -> None:
     result = train_run(config)
     if main:
         line = f"step {result.step}  {in_words(result.metrics)}\nbest checkpoint: {Path(config.out) / 'best'}"
-        Console().print(line, highlight=False, soft_wrap=True)
+        Console().print(line, highlight=False, markup=False, soft_wrap=True)
     if result.interrupted:
         raise KeyboardInterrupt
 
@@ -95,4 +95,4 @@ def search_command(args: Sequence[str]) -> None:
         f"best: {study.best_value:.4g} with {values_of(study.best_trial)}" if done else "none was completed"
     )
     line = f"{len(study.trials)} trials; {found}\nstudy: {config.out}"
-    Console().print(line, highlight=False, soft_wrap=True)
+    Console().print(line, highlight=False, markup=False, soft_wrap=True)

@@ -138,21 +138,23 @@ def _rows(panels: Sequence[Panel]) -> list[list[Panel]]:
 
 
 def _draw_panel(axes: Any, panel: Panel, entries: Sequence[dict[str, float]]) -> None:
-    if panel.crowded:
-        from matplotlib import colormaps
+    from matplotlib import colormaps
 
-        axes.set_prop_cycle(color=colormaps["tab20"](range(20)))
-    for key in panel.keys:
+    tasks = list(dict.fromkeys(key.partition("/")[2] for entry in entries for key in entry if "/" in key))
+    palette = colormaps["tab20" if len(tasks) > 10 else "tab10"]
+    for key in sorted(panel.keys, key=lambda k: tasks.index(k.partition("/")[2]) if "/" in k else -1):
         steps, values = zip(*[(e["step"], e[key]) for e in entries if key in e], strict=True)
+        task = key.partition("/")[2]
+        colour = {"color": palette(tasks.index(task) % palette.N)} if task else {}  # the same in all panels
         whole = key in ("loss", "val_loss", "success")  # beside its parts
         axes.plot(
             steps,
             values,
-            label=(key.partition("/")[2] or key)[:_LABEL],
+            label=(task or key)[:_LABEL],
             marker="o" if len(steps) < 30 else None,
             markersize=3,
             drawstyle="steps-post" if panel.style == "stairs" else "default",
-            **({"color": "black", "linewidth": 2, "zorder": 3} if whole and len(panel.keys) > 2 else {}),
+            **({"color": "black", "linewidth": 2, "zorder": 3} if whole and len(panel.keys) > 2 else colour),
         )
     band = [(e["step"], *(e[key] for key in _BAND)) for e in entries if all(k in e for k in _BAND)]
     if band and "success" in panel.keys:

@@ -234,7 +234,7 @@ class WindowDataset:
         if count >= total:
             raise ConfigError(
                 f"cannot set {count} of {total} episodes aside for validation",
-                "record more, or lower the fraction",
+                "record more, or hold none out: --validation-share 0",
             )
         order = np.random.default_rng(seed).permutation(total)
         return self._view(np.sort(order[count:])), self._view(np.sort(order[:count]))
