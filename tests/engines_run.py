@@ -56,7 +56,10 @@ for engine in sys.argv[2].split(","):
     }
     (root / engine / f"rank{again.engine.rank}.json").write_text(json.dumps(found))
     AcceleratorState._reset_state()  # it keeps one precision per process
-    if engine in ("ddp", "fsdp2"):
-        for policy in ("qwen_oft", "qwen_gr00t", "qwen_pi"):
-            make(engine, f"half_{policy}", policy=policy, steps=2, mixed_precision="bf16").fit()
+    half: dict[str, Any] = {"steps": 3, "mixed_precision": "bf16"}
+    for policy in ("qwen_gr00t", *(() if engine.startswith("zero") else ("qwen_oft", "qwen_pi"))):
+        make(engine, f"half_{policy}", policy=policy, **half).fit()
+    flow: dict[str, Any] = {"policy": "qwen_gr00t", **half}
+    assert make(engine, "half_broken", [StopAt(1)], **flow).fit().step == 2
+    make(engine, "half_broken", resume=True, **flow).fit()
     AcceleratorState._reset_state()

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 no_gpu = pytest.mark.skipif(Path("/proc/driver/nvidia").exists(), reason="torch is larger on a GPU machine")
 
 # Stands for python3.11, and inside the venv for python, pip and all the modules called with -m.
-# Every pip command is written to the file calls; PIP_SAYS makes pip fail with those words.
+# Every pip command is written to the file calls; PIP_SAYS makes pip fail with those words (where PIP_FAILS_AT is asked).
 FAKE_PYTHON = """#!/bin/bash
 case "$*" in
   *version_info*) exit "${PYTHON_TOO_OLD:-0}" ;;
@@ -33,7 +33,7 @@ case "$*" in
   *--dry-run*) echo "${TORCH_WHEEL:-torch-2.13.0+cpu-cp311-cp311-linux_x86_64.whl}" ;;
   "-m pip "*)
     echo "$*" >>"$CALLS"
-    if [ -n "$PIP_SAYS" ]; then echo "$PIP_SAYS"; exit 1; fi
+    if [ -n "$PIP_SAYS" ] && [[ "$*" == *"$PIP_FAILS_AT"* ]]; then echo "$PIP_SAYS"; exit 1; fi
     if [ -n "$PIP_KILLS" ]; then kill -9 $PPID; fi
     echo "  Downloading torch-2.13.0.whl (184.2 MB)" ;;
   "-m "*) echo "ran $*"; [[ " $FAILS " != *" $2 "* ]] ;;
@@ -49,7 +49,13 @@ class Checkout:
         self.root.mkdir()
         self.bin.mkdir()
         (self.root / "tests").mkdir()
-        for name in ("run", "requirements.lock", "pyproject.toml", "tests/witnesses.txt"):
+        for name in (
+            "run",
+            "requirements.lock",
+            "pyproject.toml",
+            "tests/witnesses.txt",
+            "tests/deepspeed.txt",
+        ):
             shutil.copy(ROOT / name, self.root / name)
         for name in ("python3.11", "python3.12", "python3.13", "python3"):
             self.fake(name, FAKE_PYTHON)
@@ -253,13 +259,24 @@ def test_all_checks_run_and_any_failure_counts(checkout):
     assert result.returncode == 0, result.stderr
     ran = [line.split()[2] for line in result.stdout.splitlines()]
     assert ran == ["ruff", "ruff", "mypy", "pytest", "pytest", "pytest"]
-    assert checkout.pip_calls()[-1].endswith("/witnesses --requirement tests/witnesses.txt")
+    *_, witnesses, deepspeed = checkout.pip_calls()
+    assert witnesses.endswith("/.venv/witnesses --requirement tests/witnesses.txt")
+    assert deepspeed.endswith("/.venv/deepspeed --requirement tests/deepspeed.txt --no-build-isolation")
     failed = checkout.run("test", FAILS="mypy")
     assert not checkout.pip_calls()
     assert failed.returncode == 1 and "failed: types" in failed.stderr
     assert len(failed.stdout.splitlines()) == 6
     assert checkout.run("test", "tests/test_x.py", "-k", "y").stdout == "ran -m pytest tests/test_x.py -k y\n"
     assert checkout.run("test", "tests/test_x.py", FAILS="pytest").returncode == 1
+
+
+def test_checks_run_without_packages_that_only_tests_want(checkout):
+    result = checkout.run("test", PIP_SAYS="ERROR: no compiler", PIP_FAILS_AT="tests/deepspeed.txt")
+    assert result.returncode == 0 and "tests/deepspeed.txt could not be installed" in result.stderr
+    assert len(result.stdout.splitlines()) == 6
+    checkout.pip_calls()
+    assert checkout.run("test").returncode == 0
+    assert [call.split()[-2] for call in checkout.pip_calls()] == ["tests/deepspeed.txt"]  # tried again
 
 
 @pytest.mark.parametrize("script", ["run", ".ci/run", ".ci/lock"])

@@ -75,13 +75,14 @@ def train(
         check_evaluation(prepared.evaluate, policy)
     title = f"training {config.policy}"
     shown = [*_shown(config), *callbacks]
+    table = str(learning_table(policy))  # an engine may leave nothing but pieces here
     trainer = Trainer(policy, strategy, config, prepared.evaluate, title, callbacks=shown)
     if trainer.engine.is_main:
         out.mkdir(parents=True, exist_ok=True)
         save_yaml(config, out / "run.yaml")
         write_record(out, resumed=config.resume)
         if progress:
-            Console(stderr=True).print(str(learning_table(policy)), highlight=False, markup=False)
+            Console(stderr=True).print(table, highlight=False, markup=False)
     try:
         return trainer.fit()
     finally:

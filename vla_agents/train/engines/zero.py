@@ -192,7 +192,10 @@ def _settings(config: RunConfig, stage: int, world: int) -> dict[str, Any]:
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "zero_optimization": {"stage": stage, "contiguous_gradients": True, "overlap_comm": False},
-        "torch_autocast": {"enabled": half, "dtype": "bfloat16"},
+        # Weights and gradients travel in float32, as with DDP. DeepSpeed would send those of linear layers in half,
+        # but not what a module reads of another one when it does so for the first time (stage 3): the first step after a
+        # restart would be another one than in an unbroken run.
+        "torch_autocast": {"enabled": half, "dtype": "bfloat16", "lower_precision_safe_modules": []},
         "steps_per_print": 2**31,
         "wall_clock_breakdown": False,
     }
