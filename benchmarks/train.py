@@ -2,11 +2,15 @@
 
     python benchmarks/train.py                      # a table; --json FILE for the numbers
 
-The first way is StarVLA's: the dataset gives pictures and texts; the model's forward pass calls the Hugging Face image
-processor on every picture and the chat template and the tokenizer on every text, in the training process. "ours, 0 workers"
-is our own preprocessing (tensors; prompts kept), still in the training process; "ours, N workers" the same in workers
-(`Policy.preprocess`). All train the same tiny Qwen3-VL with an OFT head on the same samples; the rounds take turns, so
-that a busy machine is busy for all of them alike. Their losses are compared: they must agree.
+The first way is StarVLA's: the dataset gives pictures and texts; the forward pass renders the chat template of every sample
+and calls the Hugging Face processor on all of them (pictures, tokens), and positions are found sample by sample, all in the
+training process. "ours, 0 workers" is our own preprocessing (tensors; prompts kept), still in the training process;
+"ours, N workers" the same in workers (`Policy.preprocess`). All train the same tiny Qwen3-VL with an OFT head on the same
+samples; the rounds take turns, so that a busy machine is busy for all of them alike. Their losses are compared: they must
+agree.
+
+"CPU of a step" is the CPU time of the training process: where each worker has a core of its own, it is about
+the step's wall time (with one thread), and neighbours on the machine disturb it less than they disturb samples/s.
 """
 
 from __future__ import annotations
@@ -30,6 +34,8 @@ from vla_agents.embodiment import Camera, Embodiment, Part
 from vla_agents.normalize import Normalizer, VectorStats
 from vla_agents.policies.checkpoint import make_policy
 from vla_agents.policies.pretrained import resolve_vlm
+from vla_agents.policies.processor import load_processor
+from vla_agents.policies.qwen_decoder import PromptInputs
 from vla_agents.policies.qwen_oft import QwenOFTConfig
 from vla_agents.train.config import OptimizerConfig, RunConfig
 from vla_agents.train.strategy import BehaviourCloning
@@ -54,8 +60,8 @@ class Options:
     """Pictures per sample."""
     workers: int = 1
     """Loader workers of our way."""
-    threads: int = 1
-    """CPU threads of the training process."""
+    threads: int = 0
+    """CPU threads of the training process; 0: as many as torch takes by itself, one for each core."""
     json: str = ""
     """Write the numbers here."""
 
@@ -117,22 +123,34 @@ class Spent:
 
 
 def as_starvla(backbone: Any, folder: Path) -> None:
-    """Put the Hugging Face image processor, picture by picture, in the place of ours, and keep no prompt between steps."""
+    """Put what StarVLA calls in its forward pass in the place of our preprocessing: for every sample a chat template, then
+    the Hugging Face processor over all pictures and texts, then the model's own rule for positions."""
     from PIL import Image
-    from transformers import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(str(folder), backend="pil")
-    real = backbone.inputs
+    processor, rule = load_processor(folder), backbone.vlm.model.get_rope_index
 
-    def patches(view: torch.Tensor) -> Any:
-        found = processor(images=[Image.fromarray(frame.numpy()) for frame in view], return_tensors="pt")
-        return found["pixel_values"], tuple(found["image_grid_thw"][0].tolist())
+    def inputs(
+        images: Any, texts: Any, suffix: str = "", *_: Any, device: Any = None, **__: Any
+    ) -> PromptInputs:
+        views = [[Image.fromarray(frame.numpy()) for frame in view] for view in images]
+        samples = [list(pictures) for pictures in zip(*views, strict=True)]
+        chats = [
+            [{"role": "user", "content": [*({"type": "image"} for _ in pictures), {"type": "text", "text": text}]}]
+            for pictures, text in zip(samples, texts, strict=True)
+        ]  # fmt: skip
+        rendered = processor.apply_chat_template(chats, tokenize=False, add_generation_prompt=True)
+        prompts = [text + suffix for text in rendered]
+        found = processor(text=prompts, images=samples, padding=True, return_tensors="pt")
+        arguments: dict[str, Any] = dict(found)
+        arguments["position_ids"], _ = rule(**{k: v for k, v in found.items() if k != "pixel_values"})
+        mask = found["attention_mask"].bool()
+        if mask.all():
+            arguments["attention_mask"] = None
+        places = found["mm_token_type_ids"].nonzero()[:, 1].view(len(texts), -1)
+        grids = [tuple(grid) for grid in found["image_grid_thw"][: len(views)].tolist()]
+        return PromptInputs(arguments, grids, places, mask)
 
-    def inputs(*arguments: Any, **more: Any) -> Any:
-        backbone.prompts.clear()  # every text goes through template and tokenizer
-        return real(*arguments, **more)
-
-    backbone.patches, backbone.inputs = patches, inputs
+    backbone.inputs = inputs
 
 
 def make(name: str, workers: int, options: Options, out: Path) -> tuple[Trainer, Spent, BehaviourCloning]:
@@ -163,15 +181,16 @@ def make(name: str, workers: int, options: Options, out: Path) -> tuple[Trainer,
 
 
 def main(options: Options) -> dict[str, Any]:
-    torch.set_num_threads(options.threads)
+    if options.threads:
+        torch.set_num_threads(options.threads)
     ways = {"in forward (StarVLA's way)": ("forward", 0), "ours, 0 workers": ("ours", 0)}
     ways[f"ours, {options.workers} workers"] = ("ours", options.workers)
     with tempfile.TemporaryDirectory() as folder:
         made = {title: make(*way, options, Path(folder)) for title, way in ways.items()}
-        rates, waits, losses = defaultdict(list), defaultdict(list), defaultdict(list)
+        rates, waits, works, losses = (defaultdict(list) for _ in range(4))
         for number in range(options.rounds + 1):
             for title, (trainer, spent, _) in made.items():
-                begin, waited = time.perf_counter(), 0.0
+                begin, worked, waited = time.perf_counter(), time.process_time(), 0.0
                 for _ in range(options.steps):
                     report = trainer._train_step()
                     trainer.step += 1
@@ -181,6 +200,7 @@ def main(options: Options) -> dict[str, Any]:
                 if number:  # the first round warms up
                     rates[title].append(options.steps * options.batch_size / seconds)
                     waits[title].append(waited / seconds)
+                    works[title].append((time.process_time() - worked) / options.steps)
                 else:
                     spent.seconds.clear()
         for _, _, strategy in made.values():
@@ -193,6 +213,8 @@ def main(options: Options) -> dict[str, Any]:
             "samples_per_second": float(np.median(rates[title])),
             "data_wait": float(np.median(waits[title])),
             "times": float(np.median(np.array(rates[title]) / np.array(rates[first]))),
+            "cpu_per_step": float(np.median(works[title])),
+            "times_by_cpu": float(np.median(np.array(works[first]) / np.array(works[title]))),
             "profile": {k: v / (options.rounds * options.steps) for k, v in made[title][1].seconds.items()},
         }
         for title in made
@@ -209,6 +231,8 @@ def _show(figures: dict[str, Any]) -> None:
         "samples/s",
         "data wait",
         "times the first",
+        "CPU of a step",
+        "times by CPU",
         "preprocessing",
         "forward",
         "backward",
@@ -218,7 +242,8 @@ def _show(figures: dict[str, Any]) -> None:
         profile = {name.split()[0].rstrip(","): 1000 * value for name, value in found["profile"].items()}
         parts = [f"{profile.get(k, 0):.0f} ms" for k in ("preprocessing", "forward", "backward", "optimiser")]
         rate, wait = f"{found['samples_per_second']:.1f}", f"{100 * found['data_wait']:.1f} %"
-        table.add_row(title, rate, wait, f"{found['times']:.2f}", *parts)
+        cpu = f"{1000 * found['cpu_per_step']:.0f} ms", f"{found['times_by_cpu']:.2f}"
+        table.add_row(title, rate, wait, f"{found['times']:.2f}", *cpu, *parts)
     Console(width=140).print(table)
 
 

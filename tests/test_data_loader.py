@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+import torch
 from test_data_loading import example, make_dataset
 
 from vla_agents.data import Draws, Epochs, Loader, Mixture, Pictures, WindowDataset
+from vla_agents.data.loading.parcels import pack, unpack
 from vla_agents.errors import ConfigError, DatasetError
 
 
@@ -69,6 +72,47 @@ def test_new_samples_each_epoch_and_ranks_apart(data: WindowDataset) -> None:
 def rows_of(batch: dict[str, Any]) -> list[tuple[float, ...]]:
     """What tells windows apart."""
     return [tuple(np.asarray(state).ravel().tolist()) for state in batch["action"]]
+
+
+@dataclass(frozen=True)
+class Frozen:
+    tensor: torch.Tensor
+    name: str
+
+
+class Extended(dict[str, Any]):
+    def __init__(self, items: dict[str, Any], beside: Any) -> None:
+        super().__init__(items)
+        self.beside = beside
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Extended, (dict(self), self.beside)
+
+
+def test_all_tensors_of_a_step_travel_in_one_block() -> None:
+    tensors = [
+        torch.tensor(7),
+        torch.arange(12, dtype=torch.uint8).view(3, 4).T,
+        torch.zeros(0, 3),
+        torch.rand(2, 5)[:, ::2],
+        torch.tensor([True, False, True]),
+        torch.arange(6, dtype=torch.int64),
+        torch.rand(3).bfloat16(),
+    ]
+    array = np.arange(3)
+    found = [Frozen(tensors[0], "a"), (tensors[1], {"b": tensors[2], "c": array, "d": None})]
+    found += [Extended({"e": tensors[3], "f": "text"}, [tensors[4], 1.5]), tensors[5], tensors[6]]
+    packed, block = pack(found)
+    assert block.dtype == torch.uint8 and "tensor(" not in repr(packed)
+    first, (second, mapping), extended, *last = unpack(packed, block)
+    back = [first.tensor, second, mapping["b"], extended["e"], extended.beside[0], *last]
+    for ours, theirs in zip(back, tensors, strict=True):
+        assert torch.equal(ours, theirs) and ours.dtype == theirs.dtype
+        assert ours.untyped_storage().data_ptr() == block.data_ptr()
+    assert first.name == "a" and mapping["c"] is array and mapping["d"] is None
+    assert extended["f"] == "text" and extended.beside[1] == 1.5 and isinstance(extended, Extended)
+    assert found[0].tensor is tensors[0]  # type: ignore[attr-defined] # what was packed is untouched
+    assert unpack(*pack([array])) == [array]
 
 
 def test_batches_as_tensors(data: WindowDataset) -> None:

@@ -29,7 +29,7 @@ EXTRAS = {
 # Floors, from the ground up: an import points to the same floor or down. A module of the package that is not
 # named here (cli, demo, ...) stands on the roof: it may import everything, and nothing below may import it.
 FLOORS = (
-    "errors embodiment observations rotations transforms relative common_body bodies normalize chunking registry config"
+    "errors cpu embodiment observations rotations transforms relative common_body bodies normalize chunking registry config"
     " versions interrupt",
     "policies data envs robots",
     "base_agent agent async_agent takeover slots rollout arguments progress",

@@ -61,12 +61,14 @@ class Batch:
         return ""
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same batch on another device."""
+        """The same batch on another device; pictures of which `inputs` were made stay, nobody reads them there."""
 
         def move(tensor: Tensor | None) -> Tensor | None:
             return None if tensor is None else tensor.to(device)
 
-        images = {name: image.to(device) for name, image in self.images.items()}
+        images = self.images
+        if self.inputs is None:
+            images = {name: image.to(device) for name, image in images.items()}
         vectors: dict[str, Any] = {name: move(tensor) for name, tensor in self._vectors().items()}
         inputs = None if self.inputs is None else self.inputs.to(device)
         # Draws are made on the CPU.

@@ -85,18 +85,28 @@ class ImageSettings:
 
     def patches(self, view: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """uint8 (B, H, W, 3) -> float32 (B * patches, 3 * temporal * patch²) and the grid (1, rows, columns)."""
+        cut, grid = self.cut(view)
+        return self.normalized(cut), grid
+
+    def cut(self, view: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
+        """uint8 (B, H, W, 3) -> uint8 (B * patches, 3, patch²) and the grid: an eighth of what `patches` takes."""
         size = self.target_size(view.shape[1], view.shape[2])
         if size != tuple(view.shape[1:3]):
             view = resize_pillow(view, size) if self.resize == "pillow" else resize_torch(view, size)
         rows, columns = size[0] // self.patch, size[1] // self.patch
-        mean = view.new_tensor(self.mean, dtype=torch.float32).view(1, 3, 1, 1) * 255
-        std = view.new_tensor(self.std, dtype=torch.float32).view(1, 3, 1, 1) * 255
-        x = (view.permute(0, 3, 1, 2).float() - mean) / std
         m, p = self.merge, self.patch
-        x = x.reshape(len(view), 3, rows // m, m, p, columns // m, m, p)
-        x = x.permute(0, 2, 5, 3, 6, 1, 4, 7).unsqueeze(6)  # B, rows/m, cols/m, m, m, 3, 1, patch, patch
-        x = x.expand(*x.shape[:6], self.temporal, *x.shape[7:])  # a still picture is repeated in time
-        return x.reshape(len(view) * rows * columns, -1), (1, rows, columns)
+        x = view.reshape(len(view), rows // m, m, p, columns // m, m, p, 3)
+        x = x.permute(0, 1, 4, 2, 5, 7, 3, 6)  # B, rows/m, cols/m, m, m, 3, patch, patch
+        return x.reshape(len(view) * rows * columns, 3, p * p), (1, rows, columns)
+
+    def normalized(self, cut: Tensor) -> Tensor:
+        """uint8 (N, 3, patch²) -> float32 (N, 3 * temporal * patch²), wherever the pixels are."""
+        mean, std = (
+            cut.new_tensor(row, dtype=torch.float32).view(3, 1) * 255 for row in (self.mean, self.std)
+        )
+        x = cut.float().sub_(mean).div_(std)[:, :, None]
+        x = x.expand(-1, -1, self.temporal, -1)  # a still picture is repeated in time
+        return x.reshape(len(cut), 3 * self.temporal * cut.shape[-1])
 
 
 def resize_pillow(view: Tensor, size: tuple[int, int]) -> Tensor:

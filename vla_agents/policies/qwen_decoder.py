@@ -16,7 +16,7 @@ compiles into one graph.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -31,27 +31,42 @@ class PromptInputs(dict[str, Any]):
 
     Args:
         arguments: `input_ids` (B, L), `attention_mask` (None where nothing is padded), `mm_token_type_ids`, `position_ids`
-            (3, B, L), `pixel_values` (all patches of a sample, then of the next), `image_grid_thw`.
+            (3, B, L), `pixel_values` (all patches of a sample, then of the next; as the model reads them, or uint8 as
+            they were cut), `image_grid_thw`.
         grids: Of each view, the same for all samples.
         places: int64 (B, T): where the T picture tokens stand.
         mask: bool (B, L), False on padding.
+        answers: Tokens of each of the B answers, where there are answers to learn.
     """
 
     def __init__(
-        self, arguments: dict[str, Any], grids: Sequence[Grid], places: Tensor, mask: Tensor
+        self,
+        arguments: dict[str, Any],
+        grids: Sequence[Grid],
+        places: Tensor,
+        mask: Tensor,
+        answers: Sequence[int] = (),
     ) -> None:
         super().__init__(arguments)
         self.grids = tuple(grids)
         self.places = places
         self.mask = mask
+        self.answers = tuple(answers)
 
     def to(self, device: Any) -> PromptInputs:
         """The same on another device."""
         moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in self.items()}
-        return PromptInputs(moved, self.grids, self.places.to(device), self.mask.to(device))
+        return PromptInputs(moved, self.grids, self.places.to(device), self.mask.to(device), self.answers)
 
-    def __reduce__(self) -> tuple[Any, ...]:  # loader workers send it
-        return PromptInputs, (dict(self), self.grids, self.places, self.mask)
+    def read_by(self, normalized: Callable[[Tensor], Tensor], dtype: torch.dtype) -> PromptInputs:
+        """The same with pixels as a model reads them, in its dtype."""
+        pixels = self["pixel_values"]
+        pixels = (normalized(pixels) if pixels.dtype == torch.uint8 else pixels).to(dtype)
+        made = {**self, "pixel_values": pixels}
+        return PromptInputs(made, self.grids, self.places, self.mask, self.answers)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return PromptInputs, (dict(self), self.grids, self.places, self.mask, self.answers)
 
     @property
     def pixels(self) -> Tensor:

@@ -168,6 +168,8 @@ class QwenFAST(Policy):
 
     def loss_weight(self, batch: Batch) -> int:
         """Tokens of the answers: what the loss is a mean over."""
+        if batch.inputs is not None:
+            return sum(batch.inputs.answers)
         if batch.answers is not None:
             counts = self.backbone.tokenizer(batch.answers, add_special_tokens=False)["input_ids"]
             return sum(map(len, counts))
@@ -177,10 +179,9 @@ class QwenFAST(Policy):
 
     def answered(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Hidden states (B, L, hidden) of prompts with answers; labels (B, L): tokens of the answer, or -100."""
-        known = {} if batch.inputs is None else {"inputs": batch.inputs}
-        encoding = self.backbone.answered(
-            self.views(batch), self.prompts(batch), self._answers(batch), begin=self.config.begin, **known
-        )
+        known: dict[str, Any] = {} if batch.inputs is None else {"inputs": batch.inputs}
+        texts, answers = ((), ()) if known else (self.prompts(batch), self._answers(batch))
+        encoding = self.backbone.answered(self.views(batch), texts, answers, begin=self.config.begin, **known)
         assert encoding.input_ids is not None and encoding.answers is not None
         return encoding.hidden, encoding.input_ids.masked_fill(~encoding.answers, -100)
 

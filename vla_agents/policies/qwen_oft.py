@@ -129,7 +129,7 @@ class QwenOFT(Policy):
         known = {} if batch.inputs is None else {"inputs": batch.inputs}
         encoding = self.backbone.encode(
             self.views(batch),
-            self.prompts(batch),
+            () if known else self.prompts(batch),
             queries=replace(self.queries, cut=self.config.cut),
             final_norm=self.config.final_norm,
             **known,

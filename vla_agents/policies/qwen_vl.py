@@ -155,8 +155,7 @@ class QwenVLBackbone(Backbone):
         self.check_attention()
         if inputs is None:
             inputs = self.prepare_inputs(images, texts, suffix, answers, queries=queries)
-        else:
-            inputs["pixel_values"] = inputs["pixel_values"].to(self.vlm.dtype)
+        inputs = inputs.read_by(self.image_settings.normalized, self.vlm.dtype)
         wanted = [self.num_layers] if layers is None else list(layers)
         decoder = None if torch.is_grad_enabled() else self._graphs.get("decode")
         outputs = run_decoder(self.vlm.model, inputs, wanted, final_norm=final_norm, decoder=decoder)
@@ -177,13 +176,13 @@ class QwenVLBackbone(Backbone):
         queries: Queries | None = None,
         device: torch.device | None = None,
     ) -> PromptInputs:
-        """See `Backbone.prepare_inputs`."""
+        """See `Backbone.prepare_inputs`; pixels stay uint8, an eighth of the bytes on their way to where they are read."""
         cut = ""
         if queries is not None and not queries.in_text:
             suffix += queries.token * queries.count
         elif queries is not None and queries.cut:
             cut = queries.token
-        return self.inputs(images, texts, suffix, answers, cut_after=cut, device=device)
+        return self.inputs(images, texts, suffix, answers, cut_after=cut, device=device, cut_only=True)
 
     def _at_queries(self, encoding: Encoding, queries: Queries) -> Tensor:
         """(B, H, hidden); a text may hold the token too, so the last ones count."""
@@ -210,12 +209,13 @@ class QwenVLBackbone(Backbone):
         inputs: PromptInputs | None = None,
     ) -> Encoding:
         """See `Backbone.answered`."""
-        encoding = self.encode(images, texts, suffix=begin, answers=answers, inputs=inputs)
-        assert encoding.input_ids is not None
-        encoding.answers = torch.zeros_like(encoding.input_ids, dtype=torch.bool)
-        for row, answer in enumerate(answers):
-            count = len(self.tokenizer(answer, add_special_tokens=False)["input_ids"])
-            encoding.answers[row, -count:] = True
+        if inputs is None:
+            inputs = self.prepare_inputs(images, texts, begin, answers)
+        encoding = self.encode(images, texts, inputs=inputs)
+        ids = encoding.input_ids
+        assert ids is not None
+        counts = torch.tensor(inputs.answers, device=ids.device)[:, None]
+        encoding.answers = torch.arange(ids.shape[1], device=ids.device) >= ids.shape[1] - counts
         return encoding
 
     def speak(self, images: Sequence[Tensor], texts: Sequence[str], begin: str = "") -> Speech:
@@ -250,24 +250,31 @@ class QwenVLBackbone(Backbone):
         *,
         cut_after: str = "",
         device: torch.device | None = None,
+        cut_only: bool = False,
     ) -> PromptInputs:
-        """The keyword arguments of the model's forward pass for B prompts; on the model's device by default."""
+        """The keyword arguments of the model's forward pass for B prompts; on the model's device by default.
+
+        With `cut_only`, pixels are left uint8 (see `PromptInputs.read_by`).
+        """
         device = device or next(self.parameters()).device
-        pixels, grids = zip(*(self.patches(view) for view in images), strict=True)
+        patches = self.image_settings.cut if cut_only else self.patches
+        pixels, grids = zip(*(patches(view) for view in images), strict=True)
         ends = [suffix + answer for answer in answers] if answers else [suffix] * len(texts)
         cut = self.token_id(cut_after) if cut_after else None
         tokens = self.prompts.tokens(texts, ends, grids, device, cut)
         # The model wants patches sample by sample (all views of one, then of the next).
-        per_view = [p.view(len(texts), -1, p.shape[-1]) for p in pixels]
+        per_view = [p.view(len(texts), -1, *p.shape[1:]) for p in pixels]
+        dtype = torch.uint8 if cut_only else self.vlm.dtype
+        said = self.tokenizer(list(answers), add_special_tokens=False)["input_ids"] if answers else []
         arguments = {
             "input_ids": tokens.ids,
             "attention_mask": tokens.mask.int() if tokens.padded else None,
             "mm_token_type_ids": tokens.types,
             "position_ids": tokens.positions,
-            "pixel_values": torch.cat(per_view, 1).flatten(0, 1).to(device, self.vlm.dtype),
+            "pixel_values": torch.cat(per_view, 1).flatten(0, 1).to(device, dtype),
             "image_grid_thw": torch.tensor(grids).repeat(len(texts), 1).to(device),
         }
-        return PromptInputs(arguments, grids, tokens.places, tokens.mask)
+        return PromptInputs(arguments, grids, tokens.places, tokens.mask, [*map(len, said)])
 
     def patches(self, view: Tensor) -> tuple[Tensor, tuple[int, int, int]]:
         """uint8 (B, H, W, 3) -> float32 (B * patches, 3 * temporal * patch²) and the grid (1, rows, columns)."""

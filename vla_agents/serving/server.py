@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from vla_agents.cpu import keep_freed_memory
 from vla_agents.embodiment import Embodiment
 from vla_agents.errors import ConfigError, MissingDependencyError, ServingError
-from vla_agents.serving.allocator import keep_freed_memory
 from vla_agents.serving.batching import Batcher
 from vla_agents.serving.connections import (
     admit,

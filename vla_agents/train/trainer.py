@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vla_agents.cpu import suit_training
 from vla_agents.errors import TrainingError
 from vla_agents.policies.checkpoint import save_policy
 from vla_agents.train.callbacks import Callback, StepReport
@@ -101,6 +102,8 @@ class Trainer:
         # Gives the losses; the weights are the policy's.
         self.learner: nn.Module = policy if wrap is None else wrap(policy)
         self.engine = make_engine(policy, config, self.learner)
+        if self.engine.device.type == "cpu":
+            suit_training()
         self.ema = MovingAverage(policy, config.ema) if config.ema else None
         self.callbacks: list[Callback] = [Reporter(title), *callbacks]
         self.step = 0

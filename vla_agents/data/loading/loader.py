@@ -13,6 +13,7 @@ from typing import Any, Generic, Literal, Protocol, TypeVar
 import numpy as np
 
 from vla_agents.data.loading.orders import Order
+from vla_agents.data.loading.parcels import pack, unpack
 from vla_agents.errors import ConfigError, VlaAgentsError
 
 T = TypeVar("T")
@@ -86,7 +87,7 @@ class Loader(Generic[T]):
         if not good:
             self.close()
             raise found
-        return found
+        return unpack(*found)
 
     def __iter__(self) -> Iterator[list[T]]:
         for number in itertools.count():
@@ -157,7 +158,7 @@ class _Steps:
 
     def __getitem__(self, step: int) -> tuple[bool, Any]:
         try:
-            return True, self._job(step)
+            return True, pack(self._job(step))
         except VlaAgentsError as error:
             return False, error
 

@@ -205,14 +205,15 @@ def _in_words(size: Size) -> str:
 
 @contextmanager
 def _recorded(policy: Policy) -> Iterator[list[PromptInputs]]:
-    """What `backbone.inputs` returned, call by call."""
+    """What `backbone.inputs` returned, call by call, with pixels as the model reads them."""
     backbone: Any = policy.backbone
     original: Callable[..., PromptInputs] = backbone.inputs
     calls: list[PromptInputs] = []
 
     def inputs(*args: Any, **kwargs: Any) -> PromptInputs:
-        calls.append(original(*args, **kwargs))
-        return calls[-1]
+        made = original(*args, **kwargs)
+        calls.append(made.read_by(backbone.image_settings.normalized, backbone.vlm.dtype))
+        return made
 
     backbone.inputs = inputs
     try:
