@@ -285,5 +285,6 @@ def test_a_run_goes_on_as_itself_or_not_at_all(tmp_path: Path, caplog: pytest.Lo
         with pytest.raises(ConfigError, match="--resume with other options"):
             check_resumed(other)
     with caplog.at_level("INFO", "vla_agents.train"):
-        check_resumed(replace(began, steps=50, batch_size=8))
+        check_resumed(replace(began, steps=50, batch_size=8, model=replace(began.model, horizon=5)))
     assert "steps 50 (there 2000), batch_size 8 (there 32)" in caplog.text
+    assert f"those of the checkpoint: model.horizon {began.model.horizon}" in caplog.text
