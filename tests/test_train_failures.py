@@ -277,11 +277,21 @@ def test_numbers_that_no_run_can_have_are_refused_at_once(changes: dict[str, Any
 def test_a_run_goes_on_as_itself_or_not_at_all(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     began = TrainConfig(out=str(tmp_path), dataset=("data/a",), normalization={"gripper": "none"})
     save_yaml(began, tmp_path / "run.yaml")
+    tasks = replace(
+        began.model, tasks={"lift": "^pick up"}
+    )  # as multitask.embedding has put them into run.yaml
+    save_yaml(replace(began, model=tasks), tmp_path / "run.yaml")
     check_resumed(replace(began, resume=True, workers=2, log_every=1))
     assert not caplog.records
+    save_yaml(began, tmp_path / "run.yaml")
     with pytest.raises(ConfigError, match=r"dataset \['data/b'\] \(there \['data/a'\]\)(.|\n)*--init-from"):
         check_resumed(replace(began, dataset=("data/b",)))
-    for other in (replace(began, normalization={"gripper": "q01_q99"}), replace(began, optimizer=MUON)):
+    changes: list[dict[str, Any]] = [
+        {"normalization": {"gripper": "q01_q99"}},
+        {"normalization": {}},
+        {"optimizer": MUON},
+    ]
+    for other in [replace(began, **change) for change in changes]:
         with pytest.raises(ConfigError, match="--resume with other options"):
             check_resumed(other)
     with caplog.at_level("INFO", "vla_agents.train"):

@@ -16,6 +16,15 @@ _FIXED = (
     "policy", "strategy", "dataset", "mix", "fps", "actions", "image_size", "normalization", "optimizer.kind",
     "curriculum.stages",
 )  # fmt: skip
+# Mappings whose keys are the user's: one value each. (model.tasks follows from multitask.tasks.)
+_VALUES = (
+    "normalization",
+    "env_args",
+    "optimizer.lr_of",
+    "multitask.tasks",
+    "multitask.weights",
+    "model.tasks",
+)
 # How a run is computed and looked at, not what it learns. The checkpoint decides the model's options (see `run`).
 _FREE = (
     "out", "resume", "model", "device", "engine", "threads", "workers", "cache", "cache_format", "tensorboard", "track",
@@ -36,11 +45,9 @@ def check_resumed(config: RunConfig) -> None:
     other = {
         name: f"{name} {value!r} (there {before[name]!r})"
         for name, value in now.items()
-        if name in before and before[name] != value and name.partition(".")[0] not in _FREE
+        if name in before and before[name] != value
     }
-    fixed = [
-        text for name, text in other.items() if any(name == f or name.startswith(f"{f}.") for f in _FIXED)
-    ]
+    fixed = [text for name, text in other.items() if name in _FIXED]
     if fixed:
         raise ConfigError(
             f"--resume with other options than {file} has: {', '.join(fixed)}",
@@ -48,22 +55,22 @@ def check_resumed(config: RunConfig) -> None:
             f"start a run of its own from these weights: --init-from {Path(config.out) / 'last'} --out ANOTHER",
         )
     model = [
-        f"{name} {before[name]!r}"
-        for name in now
-        if name.startswith("model.") and before.get(name) != now[name]
+        f"{name} {before[name]!r}" for name in other if name.startswith("model.") and name != "model.tasks"
     ]
     if model:
         _log.info("the model's options are those of the checkpoint: %s", ", ".join(model))
-    if other:
-        _log.info("the run goes on with other options: %s", ", ".join(other.values()))
+    told = [text for name, text in other.items() if name.partition(".")[0] not in _FREE]
+    if told:
+        _log.info("the run goes on with other options: %s", ", ".join(told))
 
 
 def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as `optimizer.lr: 0.001`."""
+    """Nested mappings as `optimizer.lr: 0.001`; what a user names the keys of is one value."""
     found: dict[str, Any] = {}
     for name, value in data.items():
-        if isinstance(value, dict) and value:
-            found |= _flat(value, f"{prefix}{name}.")
+        path = f"{prefix}{name}"
+        if isinstance(value, dict) and value and path not in _VALUES:
+            found |= _flat(value, f"{path}.")
         else:
-            found[f"{prefix}{name}"] = value
+            found[path] = value
     return found
