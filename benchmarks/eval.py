@@ -23,6 +23,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import gymnasium
@@ -41,7 +42,7 @@ from vla_agents.rollout import rollout
 
 ENVS: dict[str, tuple[str, dict[str, Any]]] = {
     "tabletop": ("vla_agents/Tabletop-v0", {"image_size": 64, "cameras": ("front",), "max_steps": 40}),
-    "libero": ("vla_agents/Libero-v0", {"suite": "libero_object", "image_size": 128, "max_steps": 24}),
+    "libero": ("vla_agents/Libero-v0", {"suite": "libero_object", "image_size": 128, "max_steps": 60}),
 }
 
 
@@ -104,8 +105,8 @@ def in_lock_step(vector: AsyncVectorEnv, agent: PolicyAgent, seeds: range, limit
     return ticks * count
 
 
-def measure_costs(single: Any, apart: Any, agent: PolicyAgent, count: int) -> Costs:
-    """What a step, a talk with sleeping envs, and plans for one and for all take: the fastest of some tries."""
+def measure_costs(single: Any, apart: Any, agent: PolicyAgent, count: int, length: float) -> Costs:
+    """What a step, a reset, a talk with sleeping envs, and plans for one and for all take: the fastest of some tries."""
     obs, _ = single.reset(seed=0)
     action = np.zeros(single.action_space.shape, np.float32)
 
@@ -117,13 +118,16 @@ def measure_costs(single: Any, apart: Any, agent: PolicyAgent, count: int) -> Co
             took.append(1000 * (clock() - start))
         return min(took)
 
+    reset = statistics.median(
+        fastest(lambda seed=seed: single.reset(seed=seed), 1, time.process_time) for seed in (1, 2, 3)
+    )
     step = statistics.median(fastest(lambda: single.step(action), 3, time.process_time) for _ in range(4))
     apart.reset(seed=0)
     apart.reset(seed=0, options={"reset_mask": np.ones(count, bool), "idle": True})
     talk = fastest(lambda: apart.step(np.zeros(apart.action_space.shape, np.float32))) / count
     one, all_ = (fastest(lambda n=n: agent.policy.plan([obs] * n, [None] * n), 5) for n in (1, count))
     item = (all_ - one) / (count - 1)
-    return Costs(step, talk, one - item, item, agent.chunker.execute)
+    return Costs(step, talk, one - item, item, agent.chunker.execute, reset, length)
 
 
 def parse() -> argparse.Namespace:
@@ -169,7 +173,9 @@ def main() -> None:
             else:
                 steps = sum(result.steps for result in rollout(vector, agent, seeds))
             rates[name].append(steps / (time.perf_counter() - start))
-    costs = measure_costs(single, envs.get("processes", envs[next(reversed(envs))]), agent, count)
+    costs = measure_costs(
+        single, envs.get("processes", envs[next(reversed(envs))]), agent, count, 0.75 * limit
+    )
     show(args, agent, rates, costs, len(os.sched_getaffinity(0)))
     for vector in envs.values():
         vector.close()
@@ -181,7 +187,7 @@ def show(
     expected = {"one env": costs.one_env(), "vla_agents": costs.in_one_process(args.num_envs)}
     expected["processes"] = costs.side_by_side(args.num_envs, cores)
     parameters = sum(p.numel() for p in agent.policy.parameters()) / 1e6
-    share = 1 - costs.step * costs.one_env() / 1000
+    share = (costs.policy + costs.item) / costs.execute * costs.one_env() / 1000
     print(
         f"{args.env}, {args.episodes} episodes, {args.num_envs} side by side; {args.policy}, {parameters:.1f} M parameters,"
         f" {args.execute} actions of a plan; the policy takes {share:.0%} of one env's time"
@@ -191,7 +197,7 @@ def show(
         model = f"   (model: {expected[name]:.1f})" if name in expected else ""
         print(f"  {name:12}{statistics.median(found):8.1f} steps/s  {ratio:5.2f}x{model}")
     print(f"  spread of the rounds of one env: {max(rates['one env']) / min(rates['one env']):.2f}\n")
-    print(table(costs, 64, 150, 500))
+    print(table(replace(costs, length=150), 64, 500))
 
 
 if __name__ == "__main__":

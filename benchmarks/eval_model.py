@@ -1,15 +1,18 @@
 """How fast an evaluation can be on a machine, computed from what its parts cost.
 
-    python benchmarks/eval_model.py [--step-ms 120 --talk-ms 0.5 --policy-ms 60 --item-ms 10 --execute 8] [--cores 64]
+    python benchmarks/eval_model.py [--step-ms 111 --reset-ms 2200 --policy-ms 28 --item-ms 36 --execute 8] [--cores 64]
 
-A step of all envs, a tick, takes
+`step` and `reset` are the CPU time of one env, `talk` what an observation costs the main process to receive, `policy +
+n x item` the time of a plan for n envs, of which `execute` actions are carried out; N envs, episodes of L steps.
 
-    ceil(N / cores) x step  +  N x talk  +  (policy + N x item) / execute
-
-with N envs, each in a process, `step` the CPU time of one env's step with its pictures, `talk` what its observation costs
-the main process to receive, and `policy + n x item` the time of a plan for n envs, of which `execute` actions are carried
-out. Episodes begin when the others plan, so every plan is for all. One env in a loop takes
-`step + (policy + item) / execute`.
+    one env in a loop, a step:
+        step + (policy + item) / execute + reset / L
+    one process that plans, N envs in processes of their own, N steps:
+        ceil(N / cores) x step + N x talk + (policy + N x item) / execute + N x reset / L
+        (episodes begin when the others plan, so a plan is for all; while one env is reset, the others wait)
+    N shards with an env each and one server (`eval --shard i/N --agent ws://...`), steps per second, at most:
+        N / (what one env takes), with step and reset ceil(N / cores) times as long, and not more than
+        execute / (policy / N + item), what the server plans; nobody waits for another's reset
 """
 
 from __future__ import annotations
@@ -29,6 +32,8 @@ class Costs:
         policy: A plan, whatever the batch.
         item: A plan, for each env in the batch.
         execute: Actions carried out of a plan.
+        reset: CPU time of a reset of one env.
+        length: Steps of an episode.
     """
 
     step: float
@@ -36,32 +41,49 @@ class Costs:
     policy: float
     item: float
     execute: int
+    reset: float
+    length: float
+
+    def _alone(self, share: int = 1) -> float:
+        """Milliseconds for each step of one env that gets one in `share` of a core's time."""
+        return share * (self.step + self.reset / self.length) + (self.policy + self.item) / self.execute
 
     def one_env(self) -> float:
         """Steps per second of one env in a loop."""
-        return 1000 / (self.step + (self.policy + self.item) / self.execute)
+        return 1000 / self._alone()
 
     def side_by_side(self, envs: int, cores: int) -> float:
-        """Steps per second of envs in processes of their own."""
-        tick = math.ceil(envs / cores) * self.step + envs * self.talk
+        """Steps per second of envs in processes of their own, one process that plans."""
+        tick = math.ceil(envs / cores) * self.step + envs * (self.talk + self.reset / self.length)
         return 1000 * envs / (tick + (self.policy + envs * self.item) / self.execute)
 
     def in_one_process(self, envs: int) -> float:
         """Steps per second of envs that are stepped one after the other."""
-        return 1000 * envs / (envs * self.step + (self.policy + envs * self.item) / self.execute)
+        tick = envs * (self.step + self.reset / self.length)
+        return 1000 * envs / (tick + (self.policy + envs * self.item) / self.execute)
+
+    def served(self, envs: int, cores: int) -> float:
+        """Steps per second, at most, of shards with an env each that one server plans for."""
+        planned = 1000 * self.execute / (self.policy / envs + self.item)
+        return min(1000 * envs / self._alone(math.ceil(envs / cores)), planned)
 
 
-def table(costs: Costs, cores: int, steps: int, episodes: int) -> str:
-    """What to expect by the number of envs; `steps` of an episode, `episodes` of an evaluation."""
+def table(costs: Costs, cores: int, episodes: int) -> str:
+    """What to expect by the number of envs, of an evaluation of so many episodes."""
     base = costs.one_env()
     lines = [
-        f"{cores} cores; a step {costs.step:.3g} ms, talk {costs.talk:.2g} ms, a plan {costs.policy:.3g} ms + "
-        f"{costs.item:.3g} ms for each env, {costs.execute} actions of it; {episodes} episodes of {steps} steps",
-        f"{'envs':>6}{'steps/s':>10}{'times':>8}{'minutes':>9}",
+        f"{cores} cores; a step {costs.step:.3g} ms, talk {costs.talk:.2g} ms, a reset {costs.reset:.4g} ms, "
+        f"a plan {costs.policy:.3g} ms + {costs.item:.3g} ms for each env, {costs.execute} actions of it; "
+        f"{episodes} episodes of {costs.length:g} steps",
+        f"{'':6}{'one process':>27}{'shards and a server, at most':>32}",
+        f"{'envs':>6}" + f"{'steps/s':>12}{'times':>7}{'minutes':>9}" * 2,
     ]
     for envs in (1, 4, 8, 16, 32, 64, 128):
-        rate = base if envs == 1 else costs.side_by_side(envs, cores)
-        lines.append(f"{envs:6}{rate:10.1f}{rate / base:7.1f}x{episodes * steps / rate / 60:9.1f}")
+        rates = (base, base) if envs == 1 else (costs.side_by_side(envs, cores), costs.served(envs, cores))
+        cells = [
+            f"{rate:12.1f}{rate / base:6.1f}x{episodes * costs.length / rate / 60:9.1f}" for rate in rates
+        ]
+        lines.append(f"{envs:6}" + "".join(cells))
     return "\n".join(lines)
 
 
@@ -69,15 +91,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    for name, default in (("step", 120.0), ("talk", 0.5), ("policy", 60.0), ("item", 10.0)):
+    defaults = {"step": 111.0, "reset": 2200.0, "talk": 0.2, "policy": 28.0, "item": 36.0}
+    for name, default in defaults.items():
         parser.add_argument(f"--{name}-ms", type=float, default=default)
-    parser.add_argument("--execute", type=int, default=8)
-    parser.add_argument("--cores", type=int, default=64)
-    parser.add_argument("--steps", type=int, default=150)
-    parser.add_argument("--episodes", type=int, default=2000)
+    for name, number in {"execute": 8, "cores": 64, "length": 150, "episodes": 2000}.items():
+        parser.add_argument(f"--{name}", type=int, default=number)
     args = parser.parse_args()
-    costs = Costs(args.step_ms, args.talk_ms, args.policy_ms, args.item_ms, args.execute)
-    print(table(costs, args.cores, args.steps, args.episodes))
+    costs = Costs(
+        args.step_ms, args.talk_ms, args.policy_ms, args.item_ms, args.execute, args.reset_ms, args.length
+    )
+    print(table(costs, args.cores, args.episodes))
 
 
 if __name__ == "__main__":

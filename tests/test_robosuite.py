@@ -83,6 +83,9 @@ def test_suites_and_names() -> None:
     assert SUITES.get("robosuite_lift").env_args["where"] == "robosuite"
     with pytest.raises(UnknownNameError, match="Lift"):
         make_env("vla_agents/Robosuite-v0", task="Lif")
+    for env in ("vla_agents/Robosuite-v0", "vla_agents/Tabletop-v0"):
+        with pytest.raises(ConfigError, match=r"cameras is 'wrist'\n.*cameras=\[wrist\]"):
+            make_env(env, cameras="wrist")
     with pytest.raises(ConfigError, match=r"needs robosuite 1.5.*\n.*envs install robosuite"):
         make_env("vla_agents/Robosuite-v0", task="Lift")
 

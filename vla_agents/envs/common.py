@@ -42,11 +42,13 @@ def check_view(
 
     Raises:
         UnknownNameError: No such camera or render mode.
-        ConfigError: The size is out of range.
+        ConfigError: The size is out of range, or `cameras` is no list.
     """
     if render_mode is not None and render_mode not in RENDER_MODES:
         raise UnknownNameError("render_mode", render_mode, RENDER_MODES)
     names = list(known)
+    if isinstance(cameras, str):  # its letters would be taken for cameras
+        raise ConfigError(f"cameras is {cameras!r}", f"give a list: cameras=[{cameras}]")
     for camera in cameras:
         if camera not in names:
             raise UnknownNameError(f"{simulator} camera", camera, names)

@@ -87,6 +87,8 @@ class TabletopEnv(gymnasium.Env[Observation, np.ndarray]):
             _known("render_mode", render_mode, self.metadata["render_modes"])
         self.render_mode = render_mode
         self._size = _image_size(image_size)
+        if isinstance(cameras, str):  # its letters would be taken for cameras
+            raise ConfigError(f"cameras is {cameras!r}", f"give a list: cameras=[{cameras}]")
         names = tuple(_known("camera", name, CAMERAS) for name in cameras)
         self.embodiment = tabletop_embodiment(*self._size, names)
         self.observation_space = self.embodiment.observation_space()
