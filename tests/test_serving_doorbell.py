@@ -14,6 +14,7 @@ from serving_fakes import Planner, Raw, until
 from test_serving_operations import hostile_frames
 
 from vla_agents.errors import ConnectionLostError, FrameError, ObservationError, RemotePolicyError
+from vla_agents.serving.batching import Batcher
 from vla_agents.serving.codec import Encoder, decode
 from vla_agents.serving.doorbell_client import MOST, Ringer
 from vla_agents.serving.remote import PolicyClient
@@ -144,6 +145,16 @@ def test_clients_at_two_doors_are_planned_for_together():
         for _ in range(15):
             list(pool.map(lambda client: client.plan([observation()]), (one, two)))
     assert 2 in planner.batches
+
+
+def test_waits_that_are_too_short_to_be_kept_are_none(monkeypatch):
+    monkeypatch.setattr(Batcher, "_expects_somebody", lambda self, end: True)
+    waits = []
+    with serving(Planner()) as server, PolicyClient(server.url) as client:
+        for _ in range(50):
+            client.plan([observation()])
+            waits.append(client.timing["queue_ms"])
+    assert np.median(waits) < 0.7, waits  # the system's poll waits for a millisecond at least
 
 
 def test_a_large_answer_goes_through_the_websocket():

@@ -20,6 +20,7 @@ from vla_agents.errors import ActionError, ServerBusyError
 from vla_agents.serving.mailbox import Door, Mailbox
 from vla_agents.serving.planning import BatchPlanner, Done, Planned, PlanRequest, run_policy
 
+SHORTEST_S = 0.001  # of a wait: the system's poll knows no shorter one, and there is nothing to be won
 LATE = 3  # times its usual pause: then a client is not waited for any more
 Brought = tuple[PlanRequest, Done]  # what comes through a door
 
@@ -140,8 +141,9 @@ class Batcher:
         end = time.monotonic() + min(self._wait_s, self._took / 2)
         while sum(job.size for job in self._waiting) < self._max_batch:
             left = end - time.monotonic() if self._expects_somebody(end) else 0.0
+            left = left if left >= SHORTEST_S else 0.0
             before = len(self._waiting)
-            if not self._receive(max(left, 0.0)):
+            if not self._receive(left):
                 return False
             if left <= 0 and len(self._waiting) == before:
                 break
