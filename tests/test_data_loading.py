@@ -216,7 +216,7 @@ def test_another_rate(source: Any, hz: float) -> None:
 def test_datasets_of_different_rates_are_refused_unless_told(tmp_path: Path) -> None:
     reader, _ = example()
     slow = make_dataset(tmp_path / "slow", replace(ARM, control_hz=5.0), seed=1)
-    with pytest.raises(EmbodimentMismatchError, match=r"10 Hz.*5 Hz.*resample"):
+    with pytest.raises(EmbodimentMismatchError, match=r"10 Hz.*5 Hz.*--fps"):
         WindowDataset([reader, slow], 2)
     both = WindowDataset([reader, slow], 2, fps=5.0, pictures=Pictures("files"))
     assert both.lengths.tolist() == [3, 1, 5, 2, *LENGTHS]

@@ -10,12 +10,15 @@ next to nothing are such numbers, and so are their gradients.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # malloc.h
 _MOST_OF_OLD_GLIBC = 32 * 2**20  # before 2.35 it refuses more
 MIB = 2**20
+_DENORMAL = 2.0**-140
 
 
 def keep_freed_memory(kept: int = 64 * MIB, largest: int = 4 * MIB) -> bool:
@@ -38,9 +41,14 @@ def keep_freed_memory(kept: int = 64 * MIB, largest: int = 4 * MIB) -> bool:
     return bool(taken) and bool(mallopt(_TRIM_THRESHOLD, kept))
 
 
-def suit_training() -> None:
-    """Both settings, for a process that trains on a CPU; threads that torch has started already keep their denormals."""
+@contextlib.contextmanager
+def no_denormals() -> Iterator[None]:
+    """Inside, denormal numbers are zeros, in this thread and in those that it starts; numpy's and MuJoCo's too."""
     import torch
 
-    keep_freed_memory(kept=1024 * MIB, largest=256 * MIB)
+    had = float(torch.tensor([_DENORMAL], device="cpu") * 1.0) != 0.0
     torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(not had)

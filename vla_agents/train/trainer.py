@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vla_agents.cpu import suit_training
+from vla_agents.cpu import MIB, keep_freed_memory, no_denormals
 from vla_agents.errors import TrainingError
 from vla_agents.policies.checkpoint import save_policy
 from vla_agents.train.callbacks import Callback, StepReport
@@ -103,7 +103,7 @@ class Trainer:
         self.learner: nn.Module = policy if wrap is None else wrap(policy)
         self.engine = make_engine(policy, config, self.learner)
         if self.engine.device.type == "cpu":
-            suit_training()
+            keep_freed_memory(kept=1024 * MIB, largest=256 * MIB)
         self.ema = MovingAverage(policy, config.ema) if config.ema else None
         self.callbacks: list[Callback] = [Reporter(title), *callbacks]
         self.step = 0
@@ -167,12 +167,13 @@ class Trainer:
         waited = time.monotonic() - started
         batches = with_seeds(drawn, (self.config.seed, self.step), *where)
         self._check_batches(batches)
-        losses = self._gradient(batches)
-        norm = engine.clip(self.config.optimizer.clip)
-        self._check_finite(losses, norm, batches)
-        self.spoilt = True  # from here on the weights are neither the old nor the new ones
-        engine.step()
-        self.spoilt = False
+        with no_denormals():
+            losses = self._gradient(batches)
+            norm = engine.clip(self.config.optimizer.clip)
+            self._check_finite(losses, norm, batches)
+            self.spoilt = True  # from here on the weights are neither the old nor the new ones
+            engine.step()
+            self.spoilt = False
         if self.ema is not None:
             self.ema.update(self.step)
         samples = self.config.batch_size * self.config.accumulation * engine.world
