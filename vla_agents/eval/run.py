@@ -151,7 +151,8 @@ def _shard(seeds: list[int], shard: str) -> list[int]:
         raise ConfigError(
             f"shard is {shard!r}", f"give PART/PARTS, e.g. 1/4, with at most {len(seeds)} parts"
         )
-    return seeds[int(part) - 1 :: int(count)]
+    begin, end = (len(seeds) * number // int(count) for number in (int(part) - 1, int(part)))
+    return seeds[begin:end]
 
 
 def _ledger(config: EvalConfig) -> Ledger:
