@@ -136,7 +136,12 @@ def test_errors_say_what_to_do_and_travel_between_processes(tmp_path: Path) -> N
         errors.CheckpointError(tmp_path, "incomplete"),
         errors.RecordingError("disk full", "free some"),
         errors.MissingDependencyError("libero", "libero", "the env"),
+        errors.ConnectionLostError("gone", "start it"),
     ]
+    for kind in vars(errors).values():
+        if isinstance(kind, type) and issubclass(kind, VlaAgentsError):
+            plain = errors._rebuild(kind, ("a",), {"problem": "a", "remedy": "b"})
+            examples.append(plain)
     for error in examples:
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error) and str(again) == str(error)

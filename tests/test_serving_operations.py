@@ -373,7 +373,7 @@ def again(url: str) -> Raw:
 
 def flood(url: str, frames: Iterator[bytes]) -> int:
     """Says them all, several at a time, and anew where the server has enough of it; how many were answered."""
-    raw, answered, said = Raw(url), 0, 0
+    raw, answered, said = again(url), 0, 0
     for frame in frames:
         try:
             raw.say(frame)
@@ -426,8 +426,10 @@ def test_hostile_frames_hurt_nobody(tmp_path, count):
             with ThreadPoolExecutor(1) as one, ProcessPoolExecutor(4, mp_context=spawn) as pool:
                 asking = one.submit(ask)
                 floods = [pool.submit(flood_from_a_process, url, count // 4, seed) for seed in range(4)]
-                answered = sum(future.result(3600) for future in floods)
-                done.set()
+                try:
+                    answered = sum(future.result(3600) for future in floods)
+                finally:
+                    done.set()
                 asking.result(60)
             assert server.process.poll() is None and client.reconnects == 0
             assert answered > count / 20 and len(served_on) > 10

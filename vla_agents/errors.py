@@ -77,7 +77,12 @@ class VlaAgentsError(Exception):
 
 
 def _rebuild(cls: type[VlaAgentsError], args: tuple[Any, ...], state: dict[str, Any]) -> VlaAgentsError:
-    error = cls.__new__(cls)
+    base: Any = cls
+    while base.__module__ != "builtins":
+        base = (
+            base.__base__
+        )  # the one whose layout it has: of a RuntimeError that is an OSError too, the latter
+    error: VlaAgentsError = base.__new__(cls)
     error.args = args
     error.__dict__.update(state)
     return error
