@@ -1,9 +1,21 @@
-"""A progress bar for work on files."""
+"""A progress bar for work on files, and the columns of this library's bars."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.progress import ProgressColumn
+
+
+def columns(title: str = "{task.description}") -> tuple[ProgressColumn, ...]:
+    """What is done, how far, since when, and for how long yet."""
+    from rich import progress as rich
+
+    kinds = rich.BarColumn, rich.MofNCompleteColumn, rich.TimeElapsedColumn, rich.TimeRemainingColumn
+    return rich.TextColumn(title), *(kind() for kind in kinds)
 
 
 @contextmanager
@@ -13,19 +25,9 @@ def bar(title: str, total: int, *, shown: bool = True) -> Iterator[Callable[[], 
         yield lambda: None
         return
     from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
+    from rich.progress import Progress
 
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    with Progress(*columns(), console=console, transient=True, disable=not console.is_terminal) as progress:
         task = progress.add_task(title, total=total)
         yield lambda: progress.advance(task)

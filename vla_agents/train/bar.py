@@ -7,15 +7,10 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from rich.console import Console, RenderableType
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import Progress
 from rich.text import Text
+
+from vla_agents.data.bars import columns
 
 _SHARES = ("success", "stage_success", "played_success", "answers_right")  # told in per cent
 _FIRST, _LONGEST = 15.0, 300.0  # seconds between two lines of a log file, at first and in a long run
@@ -40,11 +35,7 @@ class TrainingBar:
         self._live = show and self._console.is_terminal
         self._began = self._last_line = time.monotonic()
         self._progress = _Display(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            *columns("[bold]{task.description}"),
             console=self._console,
             disable=not self._live,
         )

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vla_agents.train.trainer import Trainer
 
 _log = logging.getLogger(__name__)
-WEIGHTS_AT_FAULT = "the weights are at fault"
 _MOST = 8  # samples that are named
 _NO_MEMORY = re.compile(
     r"out of memory|can't allocate memory|not enough memory|bad_alloc|DefaultCPUAllocator", re.I
@@ -28,8 +27,11 @@ _NO_MEMORY = re.compile(
 
 
 @torch.no_grad()
-def name_bad_samples(model: Any, batches: Sequence[TrainingBatch], strategy: Any, device: Any) -> str:
-    """Which samples have a loss that is not finite, each looked at alone, in words.
+def name_bad_samples(
+    model: Any, batches: Sequence[TrainingBatch], strategy: Any, device: Any
+) -> tuple[str, bool]:
+    """Which samples have a loss that is not finite, each looked at alone, in words; and whether all have, so that it is
+    the weights that are at fault.
 
     Args:
         model: Maps a batch to named losses.
@@ -47,14 +49,9 @@ def name_bad_samples(model: Any, batches: Sequence[TrainingBatch], strategy: Any
             if one is not None and not _finite(model(one.to(device))):
                 bad.append(where)
     if bad and len(bad) < len(whole):
-        return f"{len(bad)} of {len(whole)} samples alone: " + "; ".join(bad[:_MOST]) + _more(bad)
-    if bad:
-        return (
-            f"all {len(whole)} samples, so {WEIGHTS_AT_FAULT}; the batch: "
-            + "; ".join(whole[:_MOST])
-            + _more(whole)
-        )
-    return "no sample alone; the batch: " + "; ".join(whole[:_MOST]) + _more(whole)
+        return f"{len(bad)} of {len(whole)} samples alone: " + "; ".join(bad[:_MOST]) + _more(bad), False
+    what = f"all {len(whole)} samples, so the weights are at fault" if bad else "no sample alone"
+    return f"{what}; the batch: " + "; ".join(whole[:_MOST]) + _more(whole), bool(bad)
 
 
 def describe_rows(batch: Any, strategy: Any) -> str:

@@ -30,7 +30,7 @@ from vla_agents.train.checkpoints import load_training_state, newest_checkpoint,
 from vla_agents.train.config import RunConfig
 from vla_agents.train.ema import MovingAverage
 from vla_agents.train.engines import make_engine, processes
-from vla_agents.train.failures import WEIGHTS_AT_FAULT, describe_rows, name_bad_samples, nothing_lost
+from vla_agents.train.failures import describe_rows, name_bad_samples, nothing_lost
 from vla_agents.train.keep import Keep, point, prune
 from vla_agents.train.reporting import Reporter
 from vla_agents.train.shares import Shares
@@ -216,9 +216,8 @@ class Trainer:
             "look at these episodes, or use a smaller learning rate",
         )
         if self.engine.world == 1:
-            who = name_bad_samples(self.learner, batches, self.strategy, self.engine.device)
+            who, self.spoilt = name_bad_samples(self.learner, batches, self.strategy, self.engine.device)
             what += f"\n  not finite: {who}"
-            self.spoilt = WEIGHTS_AT_FAULT in who
         if self.spoilt:
             newest = f"the newest checkpoint is of step {self.saved_step}"
             advice = f"use a smaller learning rate; these weights were not saved, {newest}"
