@@ -223,7 +223,7 @@ def test_the_page_by_touch_by_keys_and_by_a_headset(phone, tmp_path):
         browser.before_load(XR)
         browser.open(phone.page.url)
         assert browser.run("location.hash") == ""
-        lead(lambda: not phone.trouble)
+        lead(lambda: phone.page.told == "ready")  # let go of once
         # A finger on the left pad, dragged away by 100 pixels of half a millimetre.
         x, y = browser.centre("#move")
         browser.touch("touchStart", (x, y))
@@ -237,11 +237,18 @@ def test_the_page_by_touch_by_keys_and_by_a_headset(phone, tmp_path):
             browser.screenshot(Path(folder) / "phone.png")
         browser.touch("touchEnd")
         lead(lambda: not phone.engaged)
-        browser.tap("#grip")
+        browser.touch("touchStart", browser.centre("#grip"))  # acts at once, however long it is pressed
         lead(lambda: phone.act(OBS)[6] == 1)
+        time.sleep(0.7)  # a long press is no click
+        browser.touch("touchEnd")
         browser.tap("[data-press=success]")
         lead(lambda: bool(phone.page.hand.events))
         assert phone.events() == [Event.SUCCESS]
+        browser.run("document.getElementById('slow').click()")  # as a keyboard does
+        assert browser.run("document.getElementById('slow').innerText") == "coarse"
+        browser.tap("#slow")
+        browser.wait("document.getElementById('slow').innerText === 'fine'")
+        assert phone.act(OBS)[6] == 1, "pressed once"
         # A key, down and up.
         total[:] = 0
         browser.key("keyDown", "e")
@@ -249,7 +256,7 @@ def test_the_page_by_touch_by_keys_and_by_a_headset(phone, tmp_path):
         browser.key("keyUp", "e")
         lead(lambda: not phone.engaged)
         # The controller of a headset: 4 cm up, and a quarter of a radian about the vertical, while squeezed.
-        browser.tap("#xr")
+        browser.run("document.getElementById('xr').click()")
         browser.run("xr.squeeze = true")
         lead(lambda: phone.engaged)
         total[:] = 0
