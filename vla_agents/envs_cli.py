@@ -23,6 +23,8 @@ class InstallConfig:
     """See `vla-agents envs list`."""
     python: str = ""
     """The Python to make it with; empty: our own."""
+    source: str = ""
+    """A clone of the simulator's git repository, where one is needed; empty: it is fetched."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,12 @@ class ListConfig:
 def _install(config: InstallConfig) -> None:
     tell = rich.get_console().print
     options = {"python": config.python} if config.python else {}
-    environments.install(config.name, lambda line: tell(line, highlight=False, markup=False), **options)
+    environments.install(
+        config.name,
+        lambda line: tell(line, highlight=False, markup=False),
+        source=config.source,
+        **options,
+    )
 
 
 def _remove(config: RemoveConfig) -> None:

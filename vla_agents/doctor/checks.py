@@ -16,7 +16,7 @@ from vla_agents.versions import extras
 
 Status = Literal["ok", "missing", "warning", "absent"]
 DRAWN_BY_OPENGL = ("libero", "metaworld", "robosuite")
-DRAWN_BY_VULKAN = ("simpler",)
+DRAWN_BY_VULKAN = ("simpler", "simpler-original")
 ON_SERIAL_PORTS = ("robots", "teleop")
 
 
@@ -84,13 +84,11 @@ def find_target(name: str) -> Target:
 
     Raises:
         UnknownNameError: It is none of these.
-        ConfigError: A suite that nothing here can play.
     """
     if not name:
         return Target()
     if name in SUITES:
         suite = SUITES.get(name)
-        suite.require()
         where = str(suite.env_args.get("where", ""))
         return Target(name, extra=suite.extra, env=suite.env, suite=name, where=where)
     if name in gymnasium.registry or ":" in name:

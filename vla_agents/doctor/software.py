@@ -15,6 +15,7 @@ import vla_agents
 from vla_agents.doctor.checks import Row, Target
 from vla_agents.doctor.probe import ProbeError, ask
 from vla_agents.doctor.remedies import install_extra, pip_install, python
+from vla_agents.eval.suites import SUITES
 from vla_agents.versions import Package, checkout, dependencies, packages
 
 SHOWN = ("torch", "transformers", "mujoco", "gymnasium", "numpy")
@@ -120,6 +121,8 @@ def assets(target: Target) -> Iterator[Row]:
         yield Row("tiny model", "missing", f"{weights} is missing or cut short", again or reinstall)
     if "simpler" in (target.extra, target.where):
         yield from _maniskill_assets(target)
+    if target.where == "simpler-original":
+        yield from _original_files(target)
     if target.extra == "libero":
         yield from _libero_paths()
     whole: list[str] = []
@@ -201,6 +204,29 @@ def _maniskill_assets(target: Target) -> Iterator[Row]:
     if strange:
         found = f"not SimplerEnv's own, so scores are not its: {', '.join(strange)}"
         yield Row("assets", "warning", found, advice="delete the folder, and doctor says how to download it")
+
+
+def _original_files(target: Target) -> Iterator[Row]:
+    from vla_agents.envs.isolated import environments
+    from vla_agents.envs.simpler.original_files import MODULE, asset_root, missing_files, stand_ins
+
+    package = next((environments.home() / target.where).glob(f"lib/python*/site-packages/{MODULE}"), None)
+    if package is None:
+        return  # that the environment is not there is another row
+    task = SUITES.get(target.suite).env_args["task"]
+    root = asset_root(package)
+    missing, strange = missing_files(task, root), stand_ins(task, root)
+    if missing:
+        again = f"vla-agents envs remove {target.where} && vla-agents envs install {target.where}"
+        found = f"{len(missing)} files are not there, e.g. {missing[0]}"
+        yield Row(
+            "assets", "missing", found, again, "or set MS2_REAL2SIM_ASSET_DIR to the data of a complete clone"
+        )
+    elif strange:
+        found = f"not SimplerEnv's own, so scores are not its: {', '.join(strange)}"
+        yield Row("assets", "warning", found, advice="take them from a complete clone of ManiSkill2_real2sim")
+    else:
+        yield Row("assets", "ok", f"{root}: what {task} is made of is SimplerEnv's own")
 
 
 # ---- codecs and kernels ---------------------------------------------------------------------------------------

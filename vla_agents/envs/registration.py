@@ -13,6 +13,7 @@ _IDS: dict[str, str] = {
     "vla_agents/MetaWorld-v0": "vla_agents.envs.metaworld:MetaWorldEnv",
     "vla_agents/Robosuite-v0": "vla_agents.envs.robosuite:RobosuiteEnv",
     "vla_agents/SimplerWidowX-v0": "vla_agents.envs.simpler:SimplerWidowXEnv",
+    "vla_agents/SimplerOriginal-v0": "vla_agents.envs.simpler:SimplerOriginalEnv",
     "vla_agents/Isolated-v0": "vla_agents.envs.isolated:IsolatedEnv",
 }
 _REAL_TIME: dict[str, str] = {

@@ -86,7 +86,6 @@ def run_suites(config: SuitesConfig) -> None:
             suite: Suite = SUITES.get(name)
             own = suite.env_args.get("where", "")
             needs = f"the extra {suite.extra}" if suite.extra else f"envs install {own}" if own else ""
-            needs = "cannot be played here" if suite.needs[0] else needs
             listing.add_row(name, f"{suite.tasks} x {suite.trials}", needs)
         rich.print(listing)
         rich.print(
@@ -96,13 +95,10 @@ def run_suites(config: SuitesConfig) -> None:
     suite = SUITES.get(config.name)
     told = Table(title=suite.name, title_justify="left", show_header=False)
     told.add_row("episodes", f"{suite.tasks} task{'s' * (suite.tasks > 1)} x {suite.trials} trials")
-    if suite.env:
-        told.add_row("environment", f"{suite.env} {suite.env_args}")
+    told.add_row("environment", f"{suite.env} {suite.env_args}")
     for key, value in suite.protocol.items():
         told.add_row(key, value)
     told.add_row("source", suite.source)
-    if suite.needs[1]:
-        told.add_row("to play it", suite.needs[1])
     rich.print(told)
 
 

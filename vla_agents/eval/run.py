@@ -127,7 +127,6 @@ def _resolve(config: EvalConfig) -> tuple[EvalConfig, list[int]]:
     """The config with its suite spelled out, and the reset seeds."""
     if config.suite:
         suite: Suite = SUITES.get(config.suite)
-        suite.require()
         if config.max_steps is not None:
             raise ConfigError(
                 f"--max-steps contradicts the protocol of suite {config.suite!r}", "leave it out"

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from vla_agents.envs.simpler import published
 from vla_agents.errors import ConfigError
-from vla_agents.eval import google_robot
 from vla_agents.registry import Registry
 
 _ABSENT = object()
@@ -34,7 +34,6 @@ class Suite:
         source: Where the protocol is written down.
         seed_of: Reset seed of (task, trial).
         extra: What to install, an extra of ours; "" where nothing.
-        needs: Why it is known and cannot be played, and what to do about it; ("", "") where it can.
     """
 
     name: str
@@ -46,13 +45,6 @@ class Suite:
     env_args: dict[str, Any] = field(default_factory=dict)
     seed_of: Callable[[int, int], int] = lambda task, trial: trial
     extra: str = ""
-    needs: tuple[str, str] = ("", "")
-
-    def require(self) -> None:
-        """Raise `ConfigError` where it cannot be played."""
-        problem, remedy = self.needs
-        if problem:
-            raise ConfigError(f"suite {self.name!r} needs {problem}", remedy)
 
     @property
     def episodes(self) -> int:
@@ -210,33 +202,47 @@ for _task in ("spoon_on_towel", "carrot_on_plate", "stack_cube", "eggplant_in_ba
 SUITES.register("simpler_widowx", _simpler("simpler_widowx", "all"))
 
 
-def _google_robot(name: str, task: google_robot.GoogleTask) -> Suite:
-    count, variants = task.variants
-    photo = google_robot.MATCHING in name
+def _simpler_original(name: str, task: str) -> Suite:
+    told = published.find_task(task)
+    google = task in published.GOOGLE_ROBOT
+    photo = bool(told.placements[0].photo)
+    count = told.trials // len(told.placements)
+    arm = "7 values, deltas of the hand in the base frame in metres and radians, gripper "
+    control = (
+        f"{arm}0 closed 1 open (a change goes on for 15 actions), 3 per second (arm_pd_ee_delta_pose_align_interpolate_by_"
+        "planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner)"
+        if google
+        else f"{arm}-1 closed +1 open, 5 per second (arm_pd_ee_target_delta_pose_align2_gripper_pd_joint_pos)"
+    )
+    script = told.script + ("" if not google else "_visual_matching" if photo else "_variant_agg")
     return Suite(
         name=name,
-        env="",
-        tasks=task.tasks,
-        trials=task.placements * count,
+        env="vla_agents/Isolated-v0",
+        env_args={"env": "vla_agents/SimplerOriginal-v0", "where": "simpler-original", "task": task},
+        tasks=len(told.parts),
+        trials=told.trials,
+        seed_of=lambda number, trial: told.trials * number + trial,
         protocol={
             "setting": "visual matching" if photo else "variant aggregation",
-            "initial states": f"{task.placements} placements of objects and robot for each task, in {count} variants: "
-            f"{variants}",
-            "step limit": f"{task.limit} actions; an episode goes on until then, or until the policy ends it",
-            "pictures": "overhead camera, 512 x 640" + (", a photo behind the objects" if photo else ""),
-            "control": "7 values, deltas of the hand in metres and radians, gripper, 3 per second "
-            "(arm_pd_ee_delta_pose_align_interpolate_by_planner_gripper_pd_joint_target_delta_pos_interpolate_by_planner)",
-            "success": task.success,
-            "simulator": google_robot.NEEDS[0],
+            "initial states": f"{len(told.placements)} placements of objects and robot for each task, in {count} variants: "
+            f"{told.variants}",
+            "step limit": f"{told.limit} actions; an episode goes on until then",
+            "pictures": ("overhead camera, 512 x 640" if google else "third view, 480 x 640")
+            + (", a photo behind the objects" if photo else "")
+            + "; image_size=N: the whole shrunk to N x N",
+            "control": control,
+            "success": f"{told.success}; at the last step, solved_once is reported beside it",
+            "simulator": "SimplerEnv's own on SAPIEN 2.2.2, in an environment of its own: vla-agents envs install "
+            "simpler-original",
         },
-        source=f"SimplerEnv, scripts/{task.scripts}_{'visual_matching' if photo else 'variant_agg'}.sh and "
-        "tools/calc_metrics_evaluation_videos.py",
-        needs=google_robot.NEEDS,
+        source=f"SimplerEnv, scripts/{script}.sh and tools/calc_metrics_evaluation_videos.py",
     )
 
 
-for _name, _google in google_robot.TASKS.items():
-    SUITES.register(f"simpler_google_{_name}", _google_robot(f"simpler_google_{_name}", _google))
+for _name in published.GOOGLE_ROBOT:
+    SUITES.register(f"simpler_google_{_name}", _simpler_original(f"simpler_google_{_name}", _name))
+for _name in published.WIDOWX:
+    SUITES.register(f"simpler_original_{_name}", _simpler_original(f"simpler_original_{_name}", _name))
 
 
 def _libero_pro(base: str, change: str, limit: int, what: str) -> Suite:

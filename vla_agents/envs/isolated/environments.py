@@ -32,11 +32,15 @@ class Recipe:
         name: By which it is installed.
         module: What must be importable in it.
         about: In a line.
+        source: A git repository whose `module` is used as it lies there, for what no package index has; and the commit.
+        imported: What is imported to see that it is whole, where the module itself imports little.
     """
 
     name: str
     module: str
     about: str
+    source: tuple[str, str] = ("", "")
+    imported: str = ""
 
     @property
     def lock(self) -> Path:
@@ -49,6 +53,16 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         Recipe("robosuite", "robosuite", "robosuite 1.5.2, whose packages exclude LIBERO's and numpy 2"),
         Recipe("simpler", "mani_skill", "SimplerEnv's WidowX tasks on ManiSkill 3.0.1 and SAPIEN 3.0.3"),
+        Recipe(
+            "simpler-original",
+            "mani_skill2_real2sim",
+            "SimplerEnv's own simulator on SAPIEN 2: the Google robot's tasks and the WidowX's",
+            (
+                "https://github.com/simpler-env/ManiSkill2_real2sim",
+                "ef7a4d4fdf4b69f2c2154db5b15b9ac8dfe10682",
+            ),
+            "mani_skill2_real2sim.envs",
+        ),
         Recipe("metaworld", "metaworld", "Meta-World 3.1.1, which fits beside us too (the extra metaworld)"),
     )
 }
@@ -92,21 +106,26 @@ def python_of(where: str) -> Path:
     return _python(home() / where)
 
 
-def install(name: str, tell: Callable[[str], None], *, python: str = sys.executable) -> Path:
+def install(
+    name: str, tell: Callable[[str], None], *, python: str = sys.executable, source: str = ""
+) -> Path:
     """Make an environment, or make it anew where it is not what it should be; nothing to do where it is ready.
 
     Args:
         name: Of a recipe.
         tell: Is told what happens, line by line.
         python: To make it with; the lock files are for Python 3.11 and later.
+        source: A folder that holds the recipe's git repository already; "" fetches it.
 
     Raises:
         UnknownNameError: No such recipe.
-        SimulatorError: pip could not install it.
+        ConfigError: `source` is given for a recipe without one, or is no such folder.
+        SimulatorError: pip or git could not install it.
     """
     if name not in RECIPES:
         raise UnknownNameError("environment", name, RECIPES)
     recipe, folder = RECIPES[name], home() / name
+    _check_source(recipe, source)
     if status(name) == "ready":
         tell(f"{folder} is ready")
         return folder
@@ -118,8 +137,10 @@ def install(name: str, tell: Callable[[str], None], *, python: str = sys.executa
     _run([python, "-m", "venv", str(folder)], tell)
     pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
     _run([*pip, "--requirement", str(recipe.lock)], tell)
-    _link(folder)
-    _run([str(_python(folder)), "-c", f"import vla_agents, {recipe.module}"], tell)
+    _link(folder, _package())
+    if recipe.source[0]:
+        _link(folder, (Path(source).resolve() if source else _fetch(recipe, folder, tell)) / recipe.module)
+    _run([str(_python(folder)), "-c", f"import vla_agents, {recipe.imported or recipe.module}"], tell)
     new = folder / f"{STATE}.new"
     new.write_text(json.dumps(_wanted(recipe)) + "\n", encoding="utf-8")
     new.replace(folder / STATE)
@@ -150,18 +171,46 @@ def _wanted(recipe: Recipe) -> dict[str, str]:
     return {
         "lock": blake2b(recipe.lock.read_bytes(), digest_size=16).hexdigest(),
         "vla_agents": str(_package()),
+        **({"commit": recipe.source[1]} if recipe.source[1] else {}),
     }
 
 
-def _link(folder: Path) -> None:
-    """Our package alone, not the folder it lies in, which may hold all the packages of this environment."""
+def _check_source(recipe: Recipe, source: str) -> None:
+    if not source:
+        return
+    if not recipe.source[0]:
+        raise ConfigError(f"--source is given, and {recipe.name!r} is made of packages alone", "leave it out")
+    if not (Path(source) / recipe.module / "__init__.py").is_file():
+        raise ConfigError(
+            f"--source {source} holds no package {recipe.module}",
+            f"give the folder of a clone of {recipe.source[0]}",
+        )
+
+
+def _fetch(recipe: Recipe, folder: Path, tell: Callable[[str], None]) -> Path:
+    """The one commit of a repository, in a folder of the environment."""
+    url, commit = recipe.source
+    if shutil.which("git") is None:
+        raise SimulatorError(
+            f"{recipe.name!r} is fetched by git, which is not installed", "sudo apt install git"
+        )
+    to = folder / "source"
+    tell(f"fetching {url} at {commit[:7]}")
+    _run(["git", "init", "--quiet", str(to)], tell)
+    _run(["git", "-C", str(to), "fetch", "--quiet", "--depth", "1", url, commit], tell)
+    _run(["git", "-C", str(to), "-c", "advice.detachedHead=false", "checkout", "--quiet", "FETCH_HEAD"], tell)
+    return to
+
+
+def _link(folder: Path, package: Path) -> None:
+    """A package alone, not the folder it lies in: ours may hold all the packages of this environment."""
     done = subprocess.run(
         [str(_python(folder)), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
         text=True,
         check=True,
     )
-    (Path(done.stdout.strip()) / "vla_agents").symlink_to(_package(), target_is_directory=True)
+    (Path(done.stdout.strip()) / package.name).symlink_to(package, target_is_directory=True)
 
 
 def _run(command: list[str], tell: Callable[[str], None]) -> None:

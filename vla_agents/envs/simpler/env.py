@@ -15,48 +15,26 @@ from typing import Any
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
 from scipy.spatial.transform import Rotation
 
-from vla_agents.embodiment import Camera, Embodiment, Part
-from vla_agents.envs.common import check_view, checked_action
-from vla_agents.envs.explaining import explaining
+from vla_agents.embodiment import Embodiment, Part
+from vla_agents.envs.simpler.base import ABOVE, NATIVE, SimplerBase, hand_embodiment, hand_state
+from vla_agents.envs.simpler.expert import Things
 from vla_agents.envs.simpler.tasks import LAYOUTS_PER_TASK, TASKS, require_simpler, select_tasks, stand_ins
-from vla_agents.errors import ConfigError, RenderingError, UnknownNameError
-from vla_agents.rotations import unfolded_axis_angle
 
 CONTROL_HZ = 5.0
 CAMERA = "3rd_view_camera"  # the camera's name in SimplerEnv
-NATIVE = (480, 640)  # height, width it is drawn with
 _FINGER = (0.015, 0.037)  # metres, closed and open, as the controller has them
-_DRIVER = (
-    "Failed to find a supported physical device",
-    "ErrorIncompatibleDriver",
-    "suitable rendering device",
-)
 
 
 def widowx_embodiment(image_size: int | None = None) -> Embodiment:
     """A WidowX 250S moved by its hand, 5 actions per second; poses and deltas in the frame of its base."""
-    height, width = NATIVE if image_size is None else (image_size, image_size)
-    return Embodiment(
-        name="simpler_widowx",
-        action=(
-            Part("delta_position", 3, "delta_xyz", -1.0, 1.0, "m"),
-            Part("delta_rotation", 3, "delta_axis_angle", -np.pi / 2, np.pi / 2, "rad"),
-            Part("gripper", 1, "gripper_open_pm1", -1.0, 1.0),
-        ),
-        state=(
-            Part("eef_position", 3, "xyz", -3.0, 3.0, "m"),
-            Part("eef_rotation", 3, "axis_angle", -2 * np.pi, 2 * np.pi, "rad"),
-            Part("gripper", 1, "gripper_open_01", -0.1, 1.1),
-        ),
-        cameras=(Camera("third_view", height, width),),
-        control_hz=CONTROL_HZ,
-    )
+    size = NATIVE["widowx"] if image_size is None else (image_size, image_size)
+    gripper = Part("gripper", 1, "gripper_open_pm1", -1.0, 1.0)
+    return hand_embodiment("simpler_widowx", size, "third_view", gripper, CONTROL_HZ)
 
 
-class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
+class SimplerWidowXEnv(SimplerBase):
     """One or several WidowX tasks of SimplerEnv.
 
     An episode follows from its seed: task `(seed // 64) % number of tasks`, placement `seed % 64 % placements`;
@@ -78,6 +56,7 @@ class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012
+    doctor = "simpler_widowx"
 
     def __init__(
         self,
@@ -88,23 +67,13 @@ class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
         max_steps: int | None = None,
         render_mode: str | None = None,
     ) -> None:
-        check_view("SimplerEnv", (), (), NATIVE[0] if image_size is None else image_size, render_mode)
+        super().__init__(widowx_embodiment(image_size), image_size, stop_at_success, max_steps, render_mode)
         self.tasks = select_tasks(task)
-        if max_steps is not None and max_steps < 1:
-            raise ConfigError(f"max_steps={max_steps}", "it is at least 1")
         require_simpler()
-        self._size, self._stop, self._limit = image_size, stop_at_success, max_steps
-        self.render_mode = render_mode
-        self.embodiment = widowx_embodiment(image_size)
-        self.observation_space = self.embodiment.observation_space()
-        self.action_space = self.embodiment.action_space()
         self._sims: dict[str, Any] = {}
         self._task = self.tasks[0]
-        self._seen: dict[str, Any] | None = None
-        self._steps, self._solved_once = 0, False
-        self._told: dict[str, bool] = {}
         strange = stand_ins(self.tasks)
-        self._about: dict[str, str] = {
+        self._about = {
             "assets": f"not SimplerEnv's own: {', '.join(strange)}" if strange else "SimplerEnv's own",
             "mani_skill": version("mani_skill"),
             "sapien": version("sapien"),
@@ -114,94 +83,68 @@ class SimplerWidowXEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
                 f"stand-ins for SimplerEnv's assets, no scores of its: {', '.join(strange)}"
             )
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Start an episode; there are no options."""
-        super().reset(seed=seed)
-        for key in options or {}:
-            raise UnknownNameError("option of reset", key, [])
-        number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
-        self._task = self.tasks[number // LAYOUTS_PER_TASK % len(self.tasks)]
-        self._steps, self._solved_once, self._told = 0, False, {}
-        with explaining("SimplerEnv", "simpler"):
-            sim = self._sim()
-            layout = number % LAYOUTS_PER_TASK % TASKS[self._task].layouts
-            # Built anew: in a scene that has been used, objects fall a little otherwise than in a fresh one.
-            self._seen, _ = sim.reset(seed=0, options={"episode_id": layout, "reconfigure": True})
-        return self._observe(), self._info()
+    def close(self) -> None:
+        """Free the simulators."""
+        for sim in getattr(self, "_sims", {}).values():
+            sim.close()
+        self._sims = {}
+        super().close()
 
-    def step(self, action: np.ndarray) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
-        """Carry out one action, float (7,), clipped to the action space; reward 1 where the step is a success."""
-        self._ready()
-        given = checked_action(action, self.embodiment)
-        turn = Rotation.from_rotvec(given[3:6]).as_euler("XYZ")  # the controller takes Euler angles
-        wanted = np.concatenate([given[:3], turn, given[6:]]).astype(np.float32)
-        self._seen, _, _, _, told = self._sim().step(wanted)
-        self._steps += 1
-        self._told = {
+    def _begin(self, number: int) -> np.ndarray:
+        self._task = self.tasks[number // LAYOUTS_PER_TASK % len(self.tasks)]
+        sim = self._sim()
+        layout = number % LAYOUTS_PER_TASK % TASKS[self._task].layouts
+        # Built anew: in a scene that has been used, objects fall a little otherwise than in a fresh one.
+        seen, _ = sim.reset(seed=0, options={"episode_id": layout, "reconfigure": True})
+        return _picture(seen)
+
+    def _carry_out(self, action: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
+        turn = Rotation.from_rotvec(action[3:6]).as_euler("XYZ")  # the controller takes Euler angles
+        wanted = np.concatenate([action[:3], turn, action[6:]]).astype(np.float32)
+        seen, _, _, _, told = self._sim().step(wanted)
+        return _picture(seen), {
             "success": bool(told["success"]),
             "grasped_once": bool(told["is_src_obj_grasped"]),
         }
-        success = self._told["success"]
-        self._solved_once |= success
-        ended = success and self._stop
-        truncated = self._steps >= (self._limit or TASKS[self._task].max_steps) and not ended
-        return self._observe(), float(success), ended, truncated, self._info()
 
-    def render(self) -> np.ndarray | None:
-        """The picture as observed, uint8 (height, width, 3), or None without a render mode."""
-        return None if self.render_mode is None else self._picture()
+    def _own_limit(self) -> int:
+        return TASKS[self._task].max_steps
 
-    def close(self) -> None:
-        """Free the simulator."""
-        for sim in getattr(self, "_sims", {}).values():
-            sim.close()
-        self._sims, self._seen = {}, None
+    def _state(self) -> np.ndarray:
+        agent = self._sim().unwrapped.agent
+        pose = agent.controller.controllers["arm"].ee_pose_at_base
+        low, high = _FINGER
+        opened = (float(agent.robot.get_qpos()[0, -2:].mean()) - low) / (high - low)
+        return hand_state(pose.p[0].numpy(), pose.q[0].numpy(), opened)
 
-    # ---- parts --------------------------------------------------------------------------------------------
+    def _things(self) -> Things:
+        scene = self._sim().unwrapped
+        to_base = scene.agent.robot.pose.inv()
+        names = scene.source_obj_name, scene.target_obj_name
+        source, target = (to_base * scene.objs[name].pose for name in names)
+        heights = (scene.episode_source_obj_bbox_world, scene.episode_target_obj_bbox_world)
+        stacked = sum(abs(float(size.reshape(-1)[2])) for size in heights) / 2
+        return Things(
+            source.p[0].numpy(),
+            Rotation.from_quat(np.roll(source.q[0].numpy(), -1)),
+            scene.episode_model_bbox_sizes[names[0]].numpy().reshape(-1),
+            target.p[0].numpy() + np.array([0, 0, stacked + ABOVE]),
+        )
+
+    def _instruction(self) -> str:
+        return TASKS[self._task].instruction
+
+    def _playing(self) -> dict[str, Any]:
+        return {"task": self._task}
+
     def _sim(self) -> Any:
         if self._task not in self._sims:
             self._sims[self._task] = _make(TASKS[self._task].sim)
         return self._sims[self._task]
 
-    def _ready(self) -> dict[str, Any]:
-        if self._seen is None:
-            raise ResetNeeded("call reset() first")
-        return self._seen
 
-    def _picture(self) -> np.ndarray:
-        picture = self._ready()["sensor_data"][CAMERA]["rgb"][0].numpy().astype(np.uint8)
-        if self._size is None:
-            return picture.copy()
-        from PIL import Image
-
-        size = (self._size, self._size)
-        return np.array(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
-
-    def _observe(self) -> dict[str, Any]:
-        agent = self._sim().unwrapped.agent
-        pose = agent.controller.controllers["arm"].ee_pose_at_base
-        w, *xyz = pose.q[0].numpy().astype(float)
-        low, high = _FINGER
-        opened = (float(agent.robot.get_qpos()[0, -2:].mean()) - low) / (high - low)
-        state = np.concatenate([pose.p[0].numpy(), unfolded_axis_angle(w, np.array(xyz)), [opened]])
-        return {
-            "images": {"third_view": self._picture()},
-            "state": state.astype(np.float32),
-            "instruction": TASKS[self._task].instruction,
-        }
-
-    def _info(self) -> dict[str, Any]:
-        return {
-            "success": False,
-            **self._told,
-            "solved_once": self._solved_once,
-            "task": self._task,
-            "instruction": TASKS[self._task].instruction,
-            "renderer": "vulkan",
-            **self._about,
-        }
+def _picture(seen: dict[str, Any]) -> np.ndarray:
+    return np.asarray(seen["sensor_data"][CAMERA]["rgb"][0].numpy().astype(np.uint8))
 
 
 def _make(name: str) -> Any:
@@ -209,15 +152,7 @@ def _make(name: str) -> Any:
     from mani_skill import logger
 
     logger.setLevel(logging.ERROR)  # it warns at every scene
-    try:
-        sim = gymnasium.make(name, obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu")
-    except RuntimeError as error:
-        if not any(words in str(error) for words in _DRIVER):
-            raise
-        raise RenderingError(
-            f"SimplerEnv draws with Vulkan, and SAPIEN found no driver it can draw with ({error})",
-            "vla-agents doctor simpler_widowx",
-        ) from error
+    sim = gymnasium.make(name, obs_mode="rgb+segmentation", num_envs=1, sim_backend="physx_cpu")
     # ManiSkill keeps the photo behind the scene in a dict that all tasks share: the next one's would appear in this one.
     scene: Any = sim.unwrapped
     scene._rgb_overlay_images = dict(scene._rgb_overlay_images)

@@ -95,10 +95,11 @@ def stand_ins(tasks: Iterable[str] = TASKS) -> list[str]:
     """The decisive files of tasks that are not SimplerEnv's own; scores with such are no scores of SimplerEnv."""
     wanted = {TASKS[name].stage for name in tasks}
     wanted |= {file for file in PUBLISHED if _EGGPLANT in file and "eggplant_in_basket" in tasks}
-    return sorted(file for file in wanted if _git_digest(asset_root() / _BRIDGE / file) != PUBLISHED[file])
+    return sorted(file for file in wanted if git_digest(asset_root() / _BRIDGE / file) != PUBLISHED[file])
 
 
-def _git_digest(path: Path) -> str:
+def git_digest(path: Path) -> str:
+    """As git names the content of a file; "" where it cannot be read."""
     try:
         content = path.read_bytes()
     except OSError:
