@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import vla_agents
 from vla_agents.demo import DemoConfig, demo
@@ -67,7 +68,13 @@ def test_a_demo_interrupted_in_training_does_not_go_on(
 @pytest.mark.timeout(1500)
 def test_the_demo_learns_and_listens(tmp_path: Path) -> None:
     """With a seed that no figure in the documents comes from. The bars leave room for chance at 100 episodes."""
-    figures = demo(DemoConfig(out=tmp_path / "demo", seed=11, episodes=100))
+    threads = torch.get_num_threads()
+    try:
+        figures = demo(
+            DemoConfig(out=tmp_path / "demo", seed=11, episodes=100, threads=2)
+        )  # alone on the machine
+    finally:
+        torch.set_num_threads(threads)
     assert figures["expert"] >= 0.99
     assert figures["untrained"] <= 0.10
     assert figures["success"] >= 0.93
