@@ -135,11 +135,12 @@ def install(
     folder.parent.mkdir(parents=True, exist_ok=True)
     tell(f"making {folder}")
     _run([python, "-m", "venv", str(folder)], tell)
+    clone = Path(source).resolve() if source else _fetch(recipe, folder, tell) if recipe.source[0] else None
     pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
     _run([*pip, "--requirement", str(recipe.lock)], tell)
     _link(folder, _package())
-    if recipe.source[0]:
-        _link(folder, (Path(source).resolve() if source else _fetch(recipe, folder, tell)) / recipe.module)
+    if clone is not None:
+        _link(folder, clone / recipe.module)
     _run([str(_python(folder)), "-c", f"import vla_agents, {recipe.imported or recipe.module}"], tell)
     new = folder / f"{STATE}.new"
     new.write_text(json.dumps(_wanted(recipe)) + "\n", encoding="utf-8")
@@ -196,9 +197,10 @@ def _fetch(recipe: Recipe, folder: Path, tell: Callable[[str], None]) -> Path:
         )
     to = folder / "source"
     tell(f"fetching {url} at {commit[:7]}")
-    _run(["git", "init", "--quiet", str(to)], tell)
-    _run(["git", "-C", str(to), "fetch", "--quiet", "--depth", "1", url, commit], tell)
-    _run(["git", "-C", str(to), "-c", "advice.detachedHead=false", "checkout", "--quiet", "FETCH_HEAD"], tell)
+    other = "mend the cause above (network? disk?) and start again, or give a clone you have with --source"
+    _run(["git", "init", "--quiet", str(to)], tell, other)
+    _run(["git", "-C", str(to), "fetch", "--quiet", "--depth", "1", url, commit], tell, other)
+    _run(["git", "-C", str(to), "checkout", "--quiet", "FETCH_HEAD"], tell, other)
     return to
 
 
@@ -213,7 +215,10 @@ def _link(folder: Path, package: Path) -> None:
     (Path(done.stdout.strip()) / package.name).symlink_to(package, target_is_directory=True)
 
 
-def _run(command: list[str], tell: Callable[[str], None]) -> None:
+_AGAIN = "mend the cause above (network? disk?), then start the installation again"
+
+
+def _run(command: list[str], tell: Callable[[str], None], remedy: str = _AGAIN) -> None:
     variables = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "PYTHONHOME")}
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=variables, errors="replace"
@@ -228,5 +233,5 @@ def _run(command: list[str], tell: Callable[[str], None]) -> None:
         said = "".join(f"\n    | {line}" for line in lines[-_SHOWN:])
         raise SimulatorError(
             f"{' '.join(command[:4])} ... ended with status {process.returncode}{said}",
-            "mend the cause above (network? disk?), then start the installation again",
+            remedy,
         )
