@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -103,7 +104,7 @@ class SimplerBase(gymnasium.Env[dict[str, Any], np.ndarray]):
             raise UnknownNameError("option of reset", key, [])
         number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
         self._steps, self._solved_once, self._told, self._expert = 0, False, {}, None
-        with explaining("SimplerEnv", "simpler"):
+        with explaining("SimplerEnv", self.extra) if self.extra else contextlib.nullcontext():
             try:
                 self._drawn = self._begin(number)
             except RuntimeError as error:
@@ -152,6 +153,7 @@ class SimplerBase(gymnasium.Env[dict[str, Any], np.ndarray]):
 
     # ---- what each simulator does its own way -------------------------------------------------------------
     doctor = ""  # what to ask the doctor about
+    extra = ""  # of ours, which says what versions it needs
     robot = "widowx"
     has_expert = True
 

@@ -56,7 +56,7 @@ class SimplerWidowXEnv(SimplerBase):
     """
 
     metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": int(CONTROL_HZ)}  # noqa: RUF012
-    doctor = "simpler_widowx"
+    doctor, extra = "simpler_widowx", "simpler"
 
     def __init__(
         self,
