@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,10 +14,8 @@ from scipy.spatial.transform import Rotation
 
 from vla_agents.doctor.checks import Target
 from vla_agents.doctor.software import assets
-from vla_agents.envs.isolated import environments
 from vla_agents.envs.simpler import SimplerOriginalEnv, google_robot_embodiment
 from vla_agents.envs.simpler import original as module
-from vla_agents.envs.simpler.expert import Hand, Things, narrow_side, pick
 from vla_agents.envs.simpler.original import StickyGripper
 from vla_agents.envs.simpler.original_files import published
 from vla_agents.envs.simpler.published import GOOGLE_ROBOT, TASKS, WIDOWX, find_task
@@ -236,126 +232,6 @@ def test_the_doctor_looks_where_the_environment_has_its_files(
     (tmp_path / "clone" / "data" / file).write_bytes(b"another")
     (row,) = assets(target)
     assert row.status == "warning" and file in row.found
-
-
-# ---- what no package index has --------------------------------------------------------------------------------
-@pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> environments.Recipe:
-    """A recipe of one package in a git repository of two commits; the first is wanted."""
-    folder = tmp_path / "repository"
-    (folder / "small_simulator").mkdir(parents=True)
-
-    def git(*arguments: str) -> str:
-        named = ["-c", "user.name=a", "-c", "user.email=a@b"]
-        done = subprocess.run(
-            ["git", "-C", str(folder), *named, *arguments], capture_output=True, text=True, check=True
-        )
-        return done.stdout.strip()
-
-    git("init", "--quiet")
-    commits = []
-    for number in (1, 2):
-        (folder / "small_simulator" / "__init__.py").write_text(f"NUMBER = {number}\n")
-        git("add", ".")
-        git("commit", "--quiet", "-m", "x")
-        commits.append(git("rev-parse", "HEAD"))
-    git("config", "uploadpack.allowAnySHA1InWant", "true")
-    recipe = environments.Recipe("small", "small_simulator", "a small one", (f"file://{folder}", commits[0]))
-    monkeypatch.setitem(environments.RECIPES, "small", recipe)
-    monkeypatch.setattr(environments, "_LOCKS", tmp_path)
-    (tmp_path / "small.txt").write_text("# nothing\n")
-    monkeypatch.setenv("VLA_AGENTS_ENVS", str(tmp_path / "envs"))
-    return recipe
-
-
-def installed_number(monkeypatch: pytest.MonkeyPatch) -> str:
-    python = environments.python_of("small")
-    code = "import small_simulator; print(small_simulator.NUMBER, small_simulator.__path__[0])"
-    return subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout
-
-
-def test_a_simulator_is_fetched_at_its_commit(
-    repository: environments.Recipe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    run, said = environments._run, []
-
-    def quick(command: list[str], tell: Any, *remedy: str) -> None:
-        """Without pip, which has nothing to install here, and without the packages that `vla_agents` needs."""
-        if "pip" not in command and not command[-1].startswith("import"):
-            run([*command, *(["--without-pip"] if "venv" in command else [])], tell, *remedy)
-
-    monkeypatch.setattr(environments, "_run", quick)
-    environments.install("small", said.append)
-    assert environments.status("small") == "ready" and any(repository.source[1][:7] in line for line in said)
-    assert installed_number(monkeypatch).startswith("1 ")
-    monkeypatch.setitem(
-        environments.RECIPES,
-        "small",
-        environments.Recipe("small", "small_simulator", "", (repository.source[0], "0" * 40)),
-    )
-    assert environments.status("small") == "outdated"
-    with pytest.raises(SimulatorError, match=r"git(.|\n)*--source"):
-        environments.install("small", said.append)
-    environments.install("small", said.append, source=str(tmp_path / "repository"))
-    assert installed_number(monkeypatch).startswith("2 ")
-
-
-def test_a_source_that_is_none(repository: environments.Recipe, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"holds no package small_simulator(.|\n)*file://"):
-        environments.install("small", print, source=str(tmp_path))
-    with pytest.raises(ConfigError, match="packages alone"):
-        environments.install("robosuite", print, source=str(tmp_path))
-
-
-# ---- the expert -----------------------------------------------------------------------------------------------
-def test_the_expert_goes_over_down_closes_lifts_and_lays_down() -> None:
-    state = np.array([0.3, 0.0, 0.2, 0.0, math.pi / 2, 0.0])  # fingers along y
-    long_along_y = Things(
-        np.array([0.4, 0.1, 0.02]),
-        Rotation.identity(),
-        np.array([0.03, 0.1, 0.04]),
-        np.array([0.3, -0.1, 0.05]),
-    )
-    expert = pick(long_along_y, Hand(fingers=1, below=0.01, closing=3, lift=0.1), lambda: state)
-    path, openings = [], []
-    for _ in range(80):
-        action = next(expert)
-        assert np.linalg.norm(action[:3]) < 0.031 and np.linalg.norm(action[3:6]) < 0.151
-        turned = Rotation.from_rotvec(action[3:6]) * Rotation.from_rotvec(state[3:])
-        state = np.concatenate([state[:3] + action[:3], turned.as_rotvec()])
-        path.append(state[:3])
-        openings.append(action[6])
-    closed = openings.index(0.0)
-    opened = closed + openings[closed:].index(1.0)
-    assert np.allclose(path[closed], [0.4, 0.1, 0.01], atol=0.011)  # one centimetre below its centre
-    assert abs(Rotation.from_rotvec(state[3:]).as_matrix()[0, 1]) > 0.99  # now across it: along x
-    assert max(place[2] for place in path[closed:opened]) > 0.1
-    assert np.allclose(path[opened], [0.3, -0.1, 0.04], atol=0.021)
-    assert set(openings[opened:]) == {1.0}
-
-
-def test_an_expert_that_is_stopped_by_the_table_does_not_press_on() -> None:
-    state = np.array([0.4, 0.0, 0.1, 0.0, 0.0, 0.0])
-    expert = pick(
-        Things(np.array([0.4, 0.0, 0.0]), Rotation.identity(), np.ones(3)),
-        Hand(0, 0.05, 3, 0.1),
-        lambda: state,
-    )
-    presses = 0
-    for _ in range(30):
-        action = next(expert)
-        if action[6] == 0:
-            break
-        presses += state[2] <= 0.02 and action[2] < 0
-        state = np.concatenate([np.maximum(state[:3] + action[:3], [-1, -1, 0.02]), state[3:]])
-    assert 1 <= presses <= 4
-
-
-def test_the_narrow_side() -> None:
-    size = np.array([0.03, 0.1, 0.04])
-    assert np.allclose(narrow_side(Rotation.from_euler("z", 90, degrees=True), size), [0, 1], atol=1e-9)
-    standing = Rotation.from_euler("x", 90, degrees=True)  # the long side up: z lies along -y
-    assert np.allclose(np.abs(narrow_side(standing, np.array([0.05, 0.1, 0.04]))), [0, 1], atol=1e-9)
 
 
 # ---- in its own Python ------------------------------------------------------------------------------------------
