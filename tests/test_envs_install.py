@@ -70,7 +70,7 @@ def test_a_simulator_is_fetched_at_its_commit(
     with pytest.raises(SimulatorError, match=r"git(.|\n)*--source"):
         environments.install("small", said.append)
     environments.install("small", said.append, source=str(tmp_path / "repository"))
-    assert installed_number().startswith("2 ")
+    assert installed_number().startswith("2 ") and "not at 0000000" in said[-2]
 
 
 def test_a_source_that_is_none(repository: environments.Recipe, tmp_path: Path) -> None:

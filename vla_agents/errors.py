@@ -77,11 +77,11 @@ class VlaAgentsError(Exception):
 
 
 def _rebuild(cls: type[VlaAgentsError], args: tuple[Any, ...], state: dict[str, Any]) -> VlaAgentsError:
-    base: Any = cls
+    base: Any = (
+        cls  # becomes the one whose layout it has: of a RuntimeError that is an OSError too, the latter
+    )
     while base.__module__ != "builtins":
-        base = (
-            base.__base__
-        )  # the one whose layout it has: of a RuntimeError that is an OSError too, the latter
+        base = base.__base__
     error: VlaAgentsError = base.__new__(cls)
     error.args = args
     error.__dict__.update(state)

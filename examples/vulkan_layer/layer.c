@@ -14,11 +14,16 @@ static PFN_vkGetDeviceProcAddr next_in_device;
 static PFN_vkCreateDevice next_create_device;
 static PFN_vkEnumerateDeviceExtensionProperties next_extensions;
 
+// The loader's word on what comes after this layer; both structures that hold it begin alike.
+static void *find_link(const void *next, VkStructureType type) {
+  for (const VkLayerInstanceCreateInfo *link = next; link; link = link->pNext)
+    if (link->sType == type && link->function == VK_LAYER_LINK_INFO) return (void *)link;
+  return NULL;
+}
+
 static VKAPI_ATTR VkResult VKAPI_CALL create_instance(const VkInstanceCreateInfo *info, const VkAllocationCallbacks *memory,
                                                       VkInstance *instance) {
-  VkLayerInstanceCreateInfo *link = (void *)info->pNext;
-  while (link && !(link->sType == VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO && link->function == VK_LAYER_LINK_INFO))
-    link = (void *)link->pNext;
+  VkLayerInstanceCreateInfo *link = find_link(info->pNext, VK_STRUCTURE_TYPE_LOADER_INSTANCE_CREATE_INFO);
   if (!link) return VK_ERROR_INITIALIZATION_FAILED;
   next_in_instance = link->u.pLayerInfo->pfnNextGetInstanceProcAddr;
   link->u.pLayerInfo = link->u.pLayerInfo->pNext;
@@ -48,9 +53,7 @@ static VKAPI_ATTR VkResult VKAPI_CALL extensions(VkPhysicalDevice device, const 
 
 static VKAPI_ATTR VkResult VKAPI_CALL create_device(VkPhysicalDevice physical, const VkDeviceCreateInfo *info,
                                                     const VkAllocationCallbacks *memory, VkDevice *device) {
-  VkLayerDeviceCreateInfo *link = (void *)info->pNext;
-  while (link && !(link->sType == VK_STRUCTURE_TYPE_LOADER_DEVICE_CREATE_INFO && link->function == VK_LAYER_LINK_INFO))
-    link = (void *)link->pNext;
+  VkLayerDeviceCreateInfo *link = find_link(info->pNext, VK_STRUCTURE_TYPE_LOADER_DEVICE_CREATE_INFO);
   if (!link) return VK_ERROR_INITIALIZATION_FAILED;
   next_in_device = link->u.pLayerInfo->pfnNextGetDeviceProcAddr;
   link->u.pLayerInfo = link->u.pLayerInfo->pNext;

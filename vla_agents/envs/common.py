@@ -57,6 +57,20 @@ def check_view(
         raise ConfigError(f"image_size={image_size}", f"it is between {low} and {high}")
 
 
+def episode_number(
+    rng: np.random.Generator, seed: int | None, options: dict[str, Any] | None, known: tuple[str, ...] = ()
+) -> int:
+    """Which episode a reset asks for: its seed, or drawn; options that the env does not have are refused.
+
+    Raises:
+        UnknownNameError: No such option.
+    """
+    for key in options or {}:
+        if key not in known:
+            raise UnknownNameError("option of reset", key, known)
+    return int(rng.integers(2**31)) if seed is None else int(seed)
+
+
 def checked_action(action: Any, body: Embodiment) -> np.ndarray:
     """The action as float32 (D,), clipped to the body's limits.
 

@@ -18,7 +18,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from vla_agents.embodiment import Embodiment
-from vla_agents.envs.common import check_view, checked_action, panda_by_its_hand
+from vla_agents.envs.common import check_view, checked_action, episode_number, panda_by_its_hand
 from vla_agents.envs.explaining import explaining
 from vla_agents.envs.rendering import require_gl
 from vla_agents.errors import ConfigError, UnknownNameError
@@ -112,9 +112,7 @@ class RobosuiteEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode; there are no options."""
         super().reset(seed=seed)
-        for key in options or {}:
-            raise UnknownNameError("option of reset", key, [])
-        number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+        number = episode_number(self.np_random, seed, options)
         with explaining("robosuite", "robosuite"):
             self._sim.rng = np.random.default_rng(number)
             _hand_over(self._sim.placement_initializer, self._sim.rng)

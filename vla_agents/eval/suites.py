@@ -224,8 +224,8 @@ def _simpler_original(name: str, task: str) -> Suite:
         seed_of=lambda number, trial: told.trials * number + trial,
         protocol={
             "setting": "visual matching" if photo else "variant aggregation",
-            "initial states": f"{len(told.placements)} placements of objects and robot for each task, in {count} variants: "
-            f"{told.variants}",
+            "initial states": f"{len(told.placements)} placements of objects and robot for each task"
+            + (f", in {count} variants: {told.variants}" if count > 1 else ""),
             "step limit": f"{told.limit} actions; an episode goes on until then",
             "pictures": ("overhead camera, 512 x 640" if google else "third view, 480 x 640")
             + (", a photo behind the objects" if photo else "")

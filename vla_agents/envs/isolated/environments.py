@@ -135,7 +135,9 @@ def install(
     folder.parent.mkdir(parents=True, exist_ok=True)
     tell(f"making {folder}")
     _run([python, "-m", "venv", str(folder)], tell)
-    clone = Path(source).resolve() if source else _fetch(recipe, folder, tell) if recipe.source[0] else None
+    clone = None
+    if recipe.source[0]:
+        clone = _cloned(recipe, Path(source).resolve(), tell) if source else _fetch(recipe, folder, tell)
     pip = [str(_python(folder)), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
     _run([*pip, "--requirement", str(recipe.lock)], tell)
     _link(folder, _package())
@@ -186,6 +188,15 @@ def _check_source(recipe: Recipe, source: str) -> None:
             f"--source {source} holds no package {recipe.module}",
             f"give the folder of a clone of {recipe.source[0]}",
         )
+
+
+def _cloned(recipe: Recipe, folder: Path, tell: Callable[[str], None]) -> Path:
+    """A clone that is there already; says so where it is known to be at another commit."""
+    asked = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True)
+    head, wanted = asked.stdout.strip(), recipe.source[1]
+    if asked.returncode == 0 and head != wanted:
+        tell(f"{folder} is at {head[:7]}, not at {wanted[:7]}: results may differ from others'")
+    return folder
 
 
 def _fetch(recipe: Recipe, folder: Path, tell: Callable[[str], None]) -> Path:

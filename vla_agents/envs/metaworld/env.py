@@ -15,11 +15,11 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from vla_agents.embodiment import Camera, Embodiment, Part
-from vla_agents.envs.common import check_view, checked_action
+from vla_agents.envs.common import check_view, checked_action, episode_number
 from vla_agents.envs.explaining import explaining
 from vla_agents.envs.metaworld.tasks import INSTRUCTIONS, require_metaworld, select_tasks
 from vla_agents.envs.rendering import FrameRenderer, import_mujoco, make_renderer, require_gl
-from vla_agents.errors import ConfigError, UnknownNameError
+from vla_agents.errors import ConfigError
 
 CONTROL_HZ = 80.0
 MAX_STEPS = 500  # the package's `max_path_length`
@@ -108,10 +108,7 @@ class MetaWorldEnv(gymnasium.Env[dict[str, Any], np.ndarray]):
             options: `{"task": name}`.
         """
         super().reset(seed=seed)
-        for key in options or {}:
-            if key != "task":
-                raise UnknownNameError("option of reset", key, ["task"])
-        number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+        number = episode_number(self.np_random, seed, options, known=("task",))
         task = self.tasks[number // TRIALS % len(self.tasks)]
         if options and "task" in options:
             task = select_tasks(options["task"])[0]

@@ -11,10 +11,10 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from vla_agents.embodiment import Camera, Embodiment, Part
-from vla_agents.envs.common import check_view, checked_action
+from vla_agents.envs.common import check_view, checked_action, episode_number
 from vla_agents.envs.explaining import explaining
 from vla_agents.envs.simpler.expert import Hand, Things, pick
-from vla_agents.errors import ConfigError, RenderingError, UnknownNameError
+from vla_agents.errors import ConfigError, RenderingError
 from vla_agents.rotations import unfolded_axis_angle
 
 NATIVE = {"widowx": (480, 640), "google_robot": (512, 640)}  # height, width it is drawn with
@@ -89,7 +89,7 @@ class SimplerBase(gymnasium.Env[dict[str, Any], np.ndarray]):
         self.render_mode, self.embodiment = render_mode, embodiment
         self.observation_space = embodiment.observation_space()
         self.action_space = embodiment.action_space()
-        self._about: dict[str, str] = {}
+        self._about: dict[str, str] = {}  # of the simulator, for `info`
         self._drawn: np.ndarray | None = None
         self._steps, self._solved_once = 0, False
         self._told: dict[str, Any] = {}
@@ -100,9 +100,7 @@ class SimplerBase(gymnasium.Env[dict[str, Any], np.ndarray]):
     ) -> tuple[dict[str, Any], dict[str, Any]]:
         """Start an episode; there are no options."""
         super().reset(seed=seed)
-        for key in options or {}:
-            raise UnknownNameError("option of reset", key, [])
-        number = int(self.np_random.integers(2**31)) if seed is None else int(seed)
+        number = episode_number(self.np_random, seed, options)
         self._steps, self._solved_once, self._told, self._expert = 0, False, {}, None
         with explaining("SimplerEnv", self.extra) if self.extra else contextlib.nullcontext():
             try:
@@ -134,6 +132,13 @@ class SimplerBase(gymnasium.Env[dict[str, Any], np.ndarray]):
     def close(self) -> None:
         """Free the simulator."""
         self._drawn = None
+
+    def _tell(self, stand_ins: list[str], **about: str) -> None:
+        """What every `info` says of the simulator, and which of its files are not SimplerEnv's own."""
+        named = ", ".join(stand_ins)
+        self._about = {"assets": f"not SimplerEnv's own: {named}" if named else "SimplerEnv's own", **about}
+        if named:
+            self._about["caution"] = f"stand-ins for SimplerEnv's assets, no scores of its: {named}"
 
     @property
     def expert_action(self) -> Callable[[], np.ndarray]:

@@ -72,16 +72,7 @@ class SimplerWidowXEnv(SimplerBase):
         require_simpler()
         self._sims: dict[str, Any] = {}
         self._task = self.tasks[0]
-        strange = stand_ins(self.tasks)
-        self._about = {
-            "assets": f"not SimplerEnv's own: {', '.join(strange)}" if strange else "SimplerEnv's own",
-            "mani_skill": version("mani_skill"),
-            "sapien": version("sapien"),
-        }
-        if strange:
-            self._about["caution"] = (
-                f"stand-ins for SimplerEnv's assets, no scores of its: {', '.join(strange)}"
-            )
+        self._tell(stand_ins(self.tasks), mani_skill=version("mani_skill"), sapien=version("sapien"))
 
     def close(self) -> None:
         """Free the simulators."""

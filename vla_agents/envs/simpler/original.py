@@ -71,10 +71,10 @@ class StickyGripper:
 class SimplerOriginalEnv(SimplerBase):
     """A task of SimplerEnv in one of its two settings, on its own simulator.
 
-    Episode `seed` is the seed-th of SimplerEnv's scripts (modulo their number): task after task, variant after variant,
-    placement after placement. There is no other chance in it. Each begins as in a simulator that was built for it alone,
-    which is how SimplerEnv's evaluator does it. As there, an episode goes on to its last step, and `info["success"]` is
-    about the step it comes with; `info["solved_once"]` remembers.
+    The seed is the number of one of the episodes of SimplerEnv's scripts (modulo how many they are), counted task after
+    task, variant after variant, placement after placement. There is no other chance in it. Each begins as in a simulator
+    that was built for it alone, which is how SimplerEnv's evaluator does it. As there, an episode goes on to its last
+    step, and `info["success"]` is about the step it comes with; `info["solved_once"]` remembers.
 
     Args:
         task: See `published.TASKS`.
@@ -117,15 +117,7 @@ class SimplerOriginalEnv(SimplerBase):
         if shader != "ibl" and _traces_rays(self.task.parts):
             _require_nvidia(task)
         strange = stand_ins(task, asset_root()) + ([f"stage {stage}"] if stage else [])
-        self._about = {
-            "assets": f"not SimplerEnv's own: {', '.join(strange)}" if strange else "SimplerEnv's own",
-            "shader": shader or "the protocol's own",
-            "sapien": version("sapien"),
-        }
-        if strange:
-            self._about["caution"] = (
-                f"stand-ins for SimplerEnv's assets, no scores of its: {', '.join(strange)}"
-            )
+        self._tell(strange, shader=shader or "the protocol's own", sapien=version("sapien"))
         self._built: tuple[Scene, Any] | None = None
         self._part, self._scene = "", next(iter(self.task.parts.values()))[0]
         self._gripper = StickyGripper()

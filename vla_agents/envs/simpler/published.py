@@ -59,7 +59,7 @@ class Task:
         placements: For each scene.
         limit: Actions.
         script: Whose protocol it is.
-        variants: What the scenes differ in, in words.
+        variants: What the scenes differ in, in words; "" where there is one.
         success: What counts, at the last step.
         robot: As the simulator calls it.
         sim_hz: Steps of the physics per second.
@@ -167,10 +167,8 @@ _STANDS = {  # where the robot stood when a photo was taken
     "b0": (0.652, 0.009, 0.0), "b1": (0.752, 0.009, 0.0), "b2": (0.851, 0.035, 0.0),
     "c0": (0.665, 0.224, 0.0), "c1": (0.765, 0.222, -0.025), "c2": (0.865, 0.222, -0.025),
 }  # fmt: skip
-_INTO, _APPLES = (
-    "PlaceIntoClosedTopDrawerCustomInScene-v0",
-    list(product(_line(-0.08, -0.02, 3), _line(-0.02, 0.08, 3))),
-)
+_INTO = "PlaceIntoClosedTopDrawerCustomInScene-v0"
+_APPLES = list(product(_line(-0.08, -0.02, 3), _line(-0.02, 0.08, 3)))
 
 
 def _crowded(how: dict[str, Any]) -> tuple[Scene, ...]:
@@ -239,14 +237,14 @@ WIDOWX: dict[str, Task] = {
     f"widowx_{name}": Task(
         {name: (Scene("base", sim, "bridge_table_1_v1"),)},
         tuple(Placement((0.147, 0.028, 0.0), number, "bridge_real_eval_1.png") for number in range(24)),
-        60, "octo_bridge", "none; before a photo", _ON, "widowx", 500,
+        60, "octo_bridge", "", _ON, "widowx", 500,
     )
     for name, sim in _BRIDGE.items()
 }  # fmt: skip
 WIDOWX["widowx_eggplant_in_basket"] = Task(
     {"eggplant_in_basket": (Scene("base", "PutEggplantInBasketScene-v0", "bridge_table_1_v2"),)},
     tuple(Placement((0.127, 0.06, 0.0), number, "bridge_sink.png") for number in range(24)),
-    120, "octo_bridge", "none; before a photo", _ON, "widowx_sink_camera_setup", 500,
+    120, "octo_bridge", "", _ON, "widowx_sink_camera_setup", 500,
 )  # fmt: skip
 TASKS: dict[str, Task] = {**GOOGLE_ROBOT, **WIDOWX}
 
